@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHA256', 'SPLITS', 'parse_idx', 'read_archive', 'has_archives', 'download_archives', 'find_data', 'Digits',
-           'load_digits', 'show', 'digit_grid', 'split_digits', 'pixel_statistics', 'to_unit', 'Augmentation',
-           'affine_matrices', 'warp', 'augment', 'extract_samples', 'class_balance', 'plot_class_balance']
+           'load_digits', 'first_images', 'show', 'digit_grid', 'split_digits', 'pixel_statistics', 'to_unit',
+           'Augmentation', 'affine_matrices', 'warp', 'augment', 'extract_samples', 'class_balance',
+           'plot_class_balance']
 
 # %% ../nbs/00_data.ipynb #9473d98f
 import gzip
@@ -106,7 +107,7 @@ def find_data() -> Path:
     cache = user_cache_path("mnist_nb")
     return cache if has_archives(cache) else download_archives(cache)
 
-# %% ../nbs/00_data.ipynb #c6178ed8
+# %% ../nbs/00_data.ipynb #39c21e8e
 class Digits(NamedTuple):
     "Images and their labels."
     images: np.ndarray  # (N, 28, 28) uint8; 0 is paper, 255 is ink
@@ -124,6 +125,15 @@ def load_digits(split: str = "train",             # "train" (60,000) or "test" (
     images, labels = SPLITS[choose("split", split, SPLITS)]
     folder = find_data() if folder is None else Path(folder)
     return Digits(read_archive(folder / f"{images}.gz"), read_archive(folder / f"{labels}.gz").astype(np.int64))
+
+
+def first_images(digits: Digits,
+                 test_images: int,  # how many, 1 to all of them
+                ) -> Digits:
+    "The first digits of the file: for a quick look, where all would take long."
+    if not 1 <= test_images <= len(digits.labels):
+        raise InputError(f"test_images={test_images:,} is out of range: give 1 to {len(digits.labels):,}.")
+    return Digits(digits.images[:test_images], digits.labels[:test_images])
 
 # %% ../nbs/00_data.ipynb #c68b1ec4
 def show(figure: Figure,  # closed afterwards, so that it is not shown twice

@@ -7,11 +7,12 @@ __all__ = ['ARCHITECTURES', 'architecture', 'mlp', 'base', 'improved', 'Normaliz
            'layer_outputs', 'layer_table', 'activation_statistics', 'plot_activation_statistics', 'save_checkpoint',
            'load_checkpoint', 'load_model']
 
-# %% ../nbs/01_models.ipynb #691fe03a
+# %% ../nbs/01_models.ipynb #f561b3bc
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np

@@ -6,17 +6,18 @@
 __all__ = ['InputError', 'choose', 'project_root', 'from_root', 'atomic_write', 'write_json', 'read_run', 'update_run', 'now',
            'git_commit', 'environment', 'available_cores']
 
-# %% ../nbs/10_runs.ipynb #83db6435
+# %% ../nbs/10_runs.ipynb #abc525ba
 import difflib
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Iterable, Iterator
+from typing import Any
 
 import mnist_nb
 
@@ -89,10 +90,10 @@ def update_run(run_dir: str | Path,  # run folder, made if need be
     write_json(from_root(run_dir) / "run.json", run)
     return run
 
-# %% ../nbs/10_runs.ipynb #0203358d
+# %% ../nbs/10_runs.ipynb #5dcc416e
 def now() -> str:
     "The time in UTC, ISO 8601, to the second."
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def git_commit() -> str | None:  # 40 hex digits, "-dirty" after them if files differ from it; None outside git

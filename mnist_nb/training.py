@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['DEVICES', 'HISTORY', 'Settings', 'pick_device', 'create_optimizer', 'train_epoch', 'predict_logits', 'evaluate',
-           'EarlyStopping', 'write_history', 'epoch_line', 'plot_history', 'TrainingState', 'load_resumable', 'fit',
-           'run_checkpoint']
+           'EarlyStopping', 'write_history', 'epoch_line', 'plot_history', 'TrainingState', 'load_resumable',
+           'progress_bar', 'fit', 'run_checkpoint']
 
-# %% ../nbs/02_training.ipynb #4ddd7c34
+# %% ../nbs/02_training.ipynb #19216db0
 import csv
 import math
+import os
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ from .data import Augmentation, Digits, augment, load_digits, pixel_statistics, 
 from .models import ARCHITECTURES, create_model, load_checkpoint, save_checkpoint
 from .runs import InputError, atomic_write, choose, from_root, now
 
-# %% ../nbs/02_training.ipynb #d10e8486
+# %% ../nbs/02_training.ipynb #b3a70553
 @dataclass(frozen=True)
 class Settings:
     "All that decides the outcome of a training."
@@ -57,7 +59,7 @@ class Settings:
         require("label_smoothing", 0 <= self.label_smoothing < 1, "give 0 to below 1")
         require("patience", self.patience >= 1, "give 1 or more")
         require("seed", 0 <= self.seed < 2**32, "give 0 to 4294967295")
-        self.augmentation  # checks its own ranges
+        _ = self.augmentation  # checks its own ranges
 
     @property
     def augmentation(self) -> Augmentation:
@@ -88,7 +90,7 @@ def create_optimizer(model: nn.Module,
     steps = settings.epochs * (settings.train_images // settings.batch_size)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=max(steps, 2))
 
-# %% ../nbs/02_training.ipynb #1338cf77
+# %% ../nbs/02_training.ipynb #119762e3
 def train_epoch(model: nn.Module,
                 optimizer: torch.optim.Optimizer,
                 scheduler: torch.optim.lr_scheduler.LRScheduler,
@@ -130,10 +132,15 @@ def predict_logits(model: nn.Module,
     return logits
 
 
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:  # mean loss (plain cross-entropy), accuracy
+def evaluate(model: nn.Module,
+             images: Tensor,                  # (N, 28, 28) uint8, on the model's device
+             labels: Tensor,                  # (N,) int64, likewise
+             label_smoothing: float = 0.0,     # as in training, for a loss that compares with training's
+            ) -> tuple[float, float]:         # mean loss and accuracy
     "Loss and accuracy on images as they are."
     logits = predict_logits(model, images)
-    return cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).double().mean().item()
+    return (cross_entropy(logits, labels, label_smoothing=label_smoothing).item(),
+            (logits.argmax(1) == labels).double().mean().item())
 
 # %% ../nbs/02_training.ipynb #93cc9197
 @dataclass
@@ -236,7 +243,14 @@ def load_resumable(path: str | Path, settings: Settings) -> dict[str, Any]:
                          "Use the same settings, or start without resuming.")
     return checkpoint
 
-# %% ../nbs/02_training.ipynb #424189eb
+# %% ../nbs/02_training.ipynb #a86aa1f1
+def progress_bar(description: str, images: int) -> tqdm:
+    "A bar with images per second where someone can watch it, in JupyterLab or a terminal: not in log files."
+    in_kernel = "ipykernel" in sys.modules
+    disable = os.environ.get("TQDM_DISABLE") == "1" if in_kernel else None  # None: tqdm asks whether stderr is a terminal
+    return tqdm(total=images, desc=description, unit=" images", unit_scale=True, leave=False, disable=disable)
+
+
 def fit(settings: Settings,
         save_dir: str | Path,            # receives best_model.pth and last_model.pth
         history_path: str | Path | None = None,  # of history.csv; by default in `save_dir`
@@ -257,14 +271,13 @@ def fit(settings: Settings,
 
     while not state.is_over(settings):
         epoch, start = len(state.history) + 1, time.perf_counter()
-        with tqdm(total=settings.train_images, desc=f"epoch {epoch}/{settings.epochs}", unit=" images", unit_scale=True,
-                  leave=False) as bar:
+        with progress_bar(f"epoch {epoch}/{settings.epochs}", settings.train_images) as bar:
             train_loss, train_accuracy = train_epoch(state.model, state.optimizer, state.scheduler, *train_tensors, settings, bar)
         if not math.isfinite(train_loss):
             raise InputError(f"the training loss became {train_loss} in epoch {epoch}: "
                              f"learning_rate={settings.learning_rate} is too high for this model. Give a lower one.")
         rate = settings.train_images / (time.perf_counter() - start)
-        valid_loss, valid_accuracy = evaluate(state.model, *valid_tensors)
+        valid_loss, valid_accuracy = evaluate(state.model, *valid_tensors, settings.label_smoothing)
         is_best = state.stopping.update(epoch, valid_loss)
         state.history.append(dict(zip(HISTORY, (epoch, train_loss, train_accuracy, valid_loss, valid_accuracy,
                                                 state.scheduler.get_last_lr()[0], rate, time.perf_counter() - start))))

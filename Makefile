@@ -1,0 +1,44 @@
+# The first target to run makes .venv and installs the package into it; the others find it there.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: report test lint notebooks lab clean help
+
+help:  ## show these lines
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+report: .venv/installed  ## train on MNIST and write the report to reports/improved/
+	$(BIN)/mnist-report --run improved
+
+test: .venv/installed  ## run all tests: lint, notebooks, pytest
+	@$(MAKE) --no-print-directory lint
+	@echo "== the notebooks' own tests"
+	$(BIN)/nbdev_test --n_workers 1
+	@echo "== pytest"
+	$(BIN)/python -m pytest tests
+
+lint: .venv/installed  ## check the style of modules, notebooks and tests
+	$(BIN)/ruff check .
+
+notebooks: .venv/installed  ## after editing notebooks: clean them and generate mnist_nb/ anew
+	$(BIN)/jupyter nbconvert --log-level WARN --clear-output --inplace nbs/*.ipynb
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+
+lab: .venv/installed  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=. nbs/00_data.ipynb
+
+clean:  ## remove caches and everything that commands wrote, but not .venv or reports/reference
+	rm -rf models samples build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find reports -mindepth 1 -maxdepth 1 -not -name reference -exec rm -rf {} + 2>/dev/null || true
+
+.venv/installed: settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.12"; exit 1; }
+	@echo "== making .venv and installing mnist_nb with its development tools (some minutes, a few GB: torch is large)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@

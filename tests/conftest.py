@@ -1,0 +1,54 @@
+"""What several tests share: commands as a user runs them, and one small real run."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {"arch": "base", "epochs": 2, "train_images": 2000, "valid_images": 500, "test_images": 1000, "device": "cpu"}
+
+
+def executable(name: str) -> str:
+    "A console script of the environment that runs the tests."
+    return str(Path(sys.executable).parent / name)
+
+
+def command(name: str, *words: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
+    "Runs a console script to its end."
+    return subprocess.run([executable(name), *map(str, words)], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True,
+                          timeout=300)
+
+
+def report_words(run: str, reports: Path, **parameters) -> list[str]:
+    "The command line of a small run."
+    return ["--run", run, "--reports", str(reports), *(f"--param={name}={value}" for name, value in {**SMALL, **parameters}.items())]
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> Path:
+    "The folder of a small run on real digits: all five stages, a few thousand images."
+    reports = tmp_path_factory.mktemp("reports")
+    result = command("mnist-report", *report_words("small", reports))
+    assert result.returncode == 0, result.stdout + result.stderr
+    (reports / "small" / "terminal.txt").write_text(result.stdout)
+    return reports / "small"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    "Headless Chromium. Without it, browser tests are skipped on a laptop and fail where CI should run them."
+    program = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
+    if program is None:
+        reason = "no Chromium on this machine: install Debian's chromium, or Google Chrome"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+    flags = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+             "--disable-component-update --disable-sync")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=flags.split())
+        yield chromium
+        chromium.close()

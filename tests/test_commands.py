@@ -1,0 +1,126 @@
+"""The console scripts as a user calls them."""
+
+import gzip
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, SMALL, command
+from PIL import Image
+
+from mnist_nb.data import SHA256, load_digits
+from mnist_nb.models import load_checkpoint, load_model
+
+TRAIN = [f"--{name}={value}" for name, value in SMALL.items() if name not in ("test_images", "device")] + ["--cpu"]
+TIMES = ["images_per_second", "seconds"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    result = command("mnist-train", *TRAIN, f"--save_dir={folder}")
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_train_writes_a_model_that_loads(trained):
+    folder, result = trained
+    assert sorted(path.name for path in folder.iterdir()) == ["best_model.pth", "history.csv", "last_model.pth"]
+    model, checkpoint = load_model(folder / "best_model.pth")
+    assert model(torch.zeros(1, 1, 28, 28)).shape == (1, 10) and checkpoint["settings"]["epochs"] == 2
+    history = pd.read_csv(folder / "history.csv")
+    assert list(history.columns) == ["epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "learning_rate", *TIMES]
+    assert len(history) == 2 and history.valid_accuracy.iloc[-1] > 0.6
+    assert len(re.findall(r"^epoch \d/2 .* images/s", result.stdout, re.MULTILINE)) == 2
+
+
+def test_train_and_the_training_stage_do_the_same(trained, small_run):
+    ours = pd.read_csv(trained[0] / "history.csv").drop(columns=TIMES)
+    stage = pd.read_csv(small_run / "history.csv").drop(columns=TIMES)
+    pd.testing.assert_frame_equal(ours, stage, check_exact=True)
+    weights = [load_checkpoint(path)["model"] for path in (trained[0] / "best_model.pth", small_run / "checkpoints" / "best_model.pth")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_train_twice_is_the_same(trained, tmp_path):
+    assert command("mnist-train", *TRAIN, f"--save_dir={tmp_path}").returncode == 0
+    first, second = (pd.read_csv(folder / "history.csv").drop(columns=TIMES) for folder in (trained[0], tmp_path))
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--gpu", "--cpu"], "not allowed with argument"),
+    (["--arch", "improvde"], "did you mean 'improved'?"),
+    (["--epochs", "0"], "epochs=0 is out of range: give 1 or more"),
+    (["--batch_size", "0"], "batch_size=0 is out of range"),
+    (["--batch_size", "54001"], "give 2 to the 54,000 training images"),
+    (["--learning_rate", "-0.1"], "learning_rate=-0.1 is out of range"),
+    (["--epochs", "three"], "invalid int value"),
+    (["--train_images", "60000"], "at most 60,000"),
+])
+def test_train_refuses_bad_input_before_any_work(words, message, tmp_path):
+    result = command("mnist-train", *words, f"--save_dir={tmp_path / 'models'}")
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize("name, words", [("mnist-train", ["--gpu"]), ("mnist-report", ["--device", "cuda"])])
+def test_cuda_without_cuda_is_an_error(name, words, tmp_path):
+    result = command(name, *words, f"--save_dir={tmp_path / 'x'}" if name == "mnist-train" else f"--reports={tmp_path / 'x'}")
+    assert result.returncode == 2 and "'cuda' was asked for, but torch" in result.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_resume_from_a_corrupt_checkpoint_names_the_file(trained, tmp_path):
+    last = tmp_path / "last_model.pth"
+    last.write_bytes((trained[0] / "last_model.pth").read_bytes()[:100_000])
+    result = command("mnist-train", *TRAIN, "--resume", f"--save_dir={tmp_path}")
+    assert result.returncode == 2 and f"{last} is not a readable checkpoint" in result.stderr and "Traceback" not in result.stderr
+    assert last.stat().st_size == 100_000 and not (tmp_path / "best_model.pth").exists()
+
+
+def test_resume_of_a_finished_training_changes_nothing(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / "last_model.pth").read_bytes()
+    assert command("mnist-train", *TRAIN, "--resume", f"--save_dir={tmp_path}").returncode == 0
+    assert (tmp_path / "last_model.pth").read_bytes() == before
+    other = command("mnist-train", *TRAIN, "--seed=1", "--resume", f"--save_dir={tmp_path}")
+    assert other.returncode == 2 and "other values of seed" in other.stderr
+
+
+def test_extract_writes_the_images_it_names(tmp_path):
+    result = command("mnist-extract", "--output_dir", tmp_path, "--per_digit", "2")
+    assert result.returncode == 0 and result.stdout.startswith("20 images")
+    digits = load_digits("test")
+    for path in tmp_path.iterdir():
+        label, index = map(int, re.fullmatch(r"digit_(\d)_sample_(\d+)\.png", path.name).groups())
+        assert digits.labels[index] == label
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), digits.images[index])
+
+
+def test_one_flipped_byte_is_refused(tmp_path):
+    for name in SHA256: shutil.copy(ROOT / "data" / "mnist" / f"{name}.gz", tmp_path)
+    damaged = tmp_path / "t10k-images-idx3-ubyte.gz"
+    content = bytearray(gzip.decompress(damaged.read_bytes()))
+    content[5000] ^= 1
+    damaged.write_bytes(gzip.compress(bytes(content), 1))
+    result = command("mnist-extract", "--output_dir", tmp_path / "out", MNIST_NB_DATA=str(tmp_path))
+    assert result.returncode == 2 and "Traceback" not in result.stderr and not (tmp_path / "out").exists()
+    assert str(damaged) in result.stderr and "expected 0fa7898d509279e4" in result.stderr and "git checkout" in result.stderr
+
+    whole = bytearray((ROOT / "data" / "mnist" / damaged.name).read_bytes())
+    whole[len(whole) // 2] ^= 1  # in the archive itself, as a bad disk would
+    damaged.write_bytes(whole)
+    result = command("mnist-extract", "--output_dir", tmp_path / "out", MNIST_NB_DATA=str(tmp_path))
+    assert result.returncode == 2 and f"{damaged} is damaged" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["mnist-train", "mnist-extract", "mnist-report"])
+def test_help_needs_no_torch(name):
+    result = command(name, "--help", PYTHONPROFILEIMPORTTIME="1")
+    assert result.returncode == 0 and "usage: " + name in result.stdout
+    assert "torch" not in {line.split("|")[-1].strip() for line in result.stderr.splitlines()}

@@ -1,0 +1,138 @@
+"""What a run says when a stage goes wrong, tried on toy notebooks that need no torch."""
+
+import json
+import os
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from mnist_nb import pipeline
+from mnist_nb.runs import InputError
+
+GOOD = """from mnist_nb.runs import update_run
+update_run(run_dir, device="cpu", metrics={"test_accuracy": 0.5, "test_accuracy_interval": [0.4, 0.6], "test_errors": 1,
+                                           "test_images": 2, "model_parameters": 3, "onnx_bytes": 4, "training_seconds": 5})
+print("all is well")"""
+
+
+class Toy:
+    "A pipeline of two toy stages in a folder of its own."
+    def __init__(self, folder):
+        self.folder, self.reports, self.run = folder, folder / "reports", folder / "reports" / "toy"
+        self.write("00_data", "print('loaded')")
+        self.write("02_training", GOOD)
+
+    def write(self, stage, code):
+        cells = [new_markdown_cell("# Toy\n\n> A toy"), new_markdown_cell("# The parts"), new_code_cell("half = 0.5"),
+                 new_markdown_cell("# The run"),
+                 new_code_cell("run_dir = ''  # run folder\nseed = 0  # seed\narch = 'toy'  # arch\nepochs = 1  # epochs",
+                               metadata={"tags": ["parameters"]}),
+                 new_markdown_cell("## What came out"), new_code_cell(code), new_code_cell("print('the cell after')")]
+        nbformat.write(new_notebook(cells=cells), self.folder / f"{stage}.ipynb")
+
+    def start(self, **options): return pipeline.run_pipeline("toy", reports=self.reports, **options)
+
+    def record(self): return json.loads((self.run / "run.json").read_text())
+
+    def page(self, stage="02_training"): return (self.run / f"{stage}.html").read_text()
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "STAGES", {stage: {"inputs": [], "outputs": []} for stage in ("00_data", "02_training")})
+    monkeypatch.setattr(pipeline, "notebook_path", lambda stage: tmp_path / f"{stage}.ipynb")
+    return Toy(tmp_path)
+
+
+def test_a_good_run(toy, capsys):
+    assert toy.start()["status"] == "done" and toy.record()["status"] == "done"
+    assert "toy: test accuracy 50.00%" in capsys.readouterr().out
+    assert toy.page().index("all is well") < toy.page().index("half")
+
+
+def test_a_cell_that_raises(toy, capsys):
+    toy.write("02_training", "print('before it broke')\nraise ZeroDivisionError('no digits left')")
+    assert toy.start()["status"] == "failed"
+    record = toy.record()
+    assert record["status"] == "failed" and record["error"] == "Training: ZeroDivisionError: no digits left"
+    assert record["stages"]["00_data"]["status"] == "done" and record["stages"]["02_training"]["status"] == "failed"
+    page = toy.page()
+    first = page.index("This stage failed")
+    assert first < page.index("ZeroDivisionError") < page.index("before it broke") < page.index("What came out")
+    assert page.count("Traceback") >= 1 and "--run toy --resume" in page
+    executed = nbformat.read(toy.run / "02_training.ipynb", 4)
+    assert executed.metadata["mnist_nb"]["status"] == "failed"
+    assert any("before it broke" in str(cell.get("outputs")) for cell in executed.cells)
+    assert 'href="04_export.html"' not in page  # no link to a page that is not there
+    output = capsys.readouterr().out
+    assert "Training failed: ZeroDivisionError" in output and "mnist-report --run toy --resume" in output
+    assert "ZeroDivisionError" in (toy.reports / "index.html").read_text()
+
+
+def test_a_cell_that_takes_too_long(toy):
+    toy.write("02_training", "import time\ntime.sleep(60)")
+    assert toy.start(cell_timeout=2)["status"] == "failed"
+    assert toy.record()["status"] == "failed" and "longer than the time limit" in toy.page()
+    assert "time.sleep" in toy.page().split("What came out")[0].replace("</span>", "").replace('<span class="n">', "").replace(
+        '<span class="o">', "")
+
+
+def test_a_kernel_that_dies(toy):
+    toy.write("02_training", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    assert toy.start()["status"] == "failed"
+    assert "the kernel died" in toy.record()["error"] and "the kernel died" in toy.page()
+
+
+def test_resume_after_the_cause_is_mended(toy):
+    toy.write("02_training", "raise ValueError('not yet')")
+    toy.start()
+    first = toy.record()["stages"]["00_data"]
+    toy.write("02_training", GOOD)
+    assert toy.start(resume=True)["status"] == "done"
+    assert toy.record()["stages"]["00_data"] == first and toy.record()["error"] is None
+    assert "This stage failed" not in toy.page()
+
+
+def test_resume_runs_a_stage_again_when_its_notebook_changed(toy):
+    toy.start()
+    first = toy.record()["stages"]
+    toy.write("00_data", "print('loaded anew')")
+    toy.start(resume=True)
+    second = toy.record()["stages"]
+    assert second["00_data"] != first["00_data"] and second["02_training"] == first["02_training"]
+    assert "loaded anew" in toy.page("00_data")
+
+
+def test_without_resume_nothing_of_the_old_run_stays(toy):
+    toy.start()
+    (toy.run / "left over.txt").write_text("from the old run")
+    toy.start()
+    assert not (toy.run / "left over.txt").exists() and toy.record()["status"] == "done"
+
+
+def test_a_folder_that_is_no_run_is_left_alone(toy):
+    toy.run.mkdir(parents=True)
+    (toy.run / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="holds files but no run.json"): toy.start()
+    assert (toy.run / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_run_that_is_running_is_left_alone(toy):
+    toy.start()
+    (toy.run / "run.json").write_text(json.dumps({**toy.record(), "status": "running", "pid": os.getppid()}))
+    for resume in (False, True):
+        with pytest.raises(InputError, match="is running now"): toy.start(resume=resume)
+    (toy.run / "run.json").write_text(json.dumps({**toy.record(), "pid": 2**22 + 1}))  # its process is gone
+    assert toy.start(resume=True)["status"] == "done"
+
+
+def test_terminal_shows_the_running_cell(toy):
+    class Screen:
+        text = ""
+        def write(self, text): self.text += text
+        def flush(self): pass
+        def isatty(self): return True
+    screen = Screen()
+    toy.start(terminal=pipeline.Terminal(screen))
+    assert "02_training: cell 8 of 9" in screen.text

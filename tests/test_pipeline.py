@@ -1,0 +1,185 @@
+"""A run from end to end on a few real digits: its folder, its record, and the same again."""
+
+import json
+import re
+import signal
+import subprocess
+import time
+
+import nbformat
+import numpy as np
+import onnxruntime
+import pandas as pd
+import psutil
+import pytest
+from conftest import ROOT, SMALL, command, executable, report_words
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from mnist_nb.data import load_digits
+from mnist_nb.pipeline import STAGES
+
+
+def read(path) -> dict: return json.loads(path.read_text())
+
+
+def status(run) -> dict[str, str]: return {name: stage["status"] for name, stage in read(run / "run.json")["stages"].items()}
+
+
+def test_run_folder_is_complete(small_run):
+    expected = {"run.json", *(f"{stage}.{kind}" for stage in STAGES for kind in ("html", "ipynb")),
+                *(name for stage in STAGES.values() for name in stage["outputs"])}
+    assert expected <= {str(path.relative_to(small_run)) for path in small_run.rglob("*")}
+    assert not [path for path in small_run.rglob("*") if ".tmp." in path.name]
+
+
+def test_run_json_says_what_was_done(small_run):
+    run = read(small_run / "run.json")
+    assert run["status"] == "done" and status(small_run) == dict.fromkeys(STAGES, "done")
+    assert {name: run["parameters"][name] for name in SMALL} == SMALL
+    assert run["seed"] == 0 and run["device"] == "cpu" and run["kernel"] == "python3"
+    assert run["dataset"]["sha256"]["t10k-labels-idx1-ubyte"].startswith("ff7bcfd4")
+    assert {"python", "torch", "papermill"} <= set(run["versions"])
+    assert all(stage["seconds"] > 0 for stage in run["stages"].values())
+
+
+def test_metrics_agree_with_the_predictions(small_run):
+    labels, logits = (np.load(small_run / "predictions.npz")[name] for name in ("labels", "logits"))
+    np.testing.assert_array_equal(labels, load_digits("test").labels[:1000])
+    predicted, metrics = logits.argmax(1), read(small_run / "metrics.json")
+    assert metrics["accuracy"] == (labels == predicted).mean() and metrics["errors"] == (labels != predicted).sum()
+    interval = binomtest(int((labels == predicted).sum()), 1000).proportion_ci(method="wilson")
+    np.testing.assert_allclose(metrics["accuracy_interval"], [interval.low, interval.high])
+    table = pd.read_csv(small_run / "per_class.csv")
+    for name, column in zip(("precision", "recall", "f1", "support"), precision_recall_fscore_support(labels, predicted)):
+        np.testing.assert_allclose(table[name], column)
+    matrix = pd.read_csv(small_run / "confusion_matrix.csv", index_col=0)
+    np.testing.assert_array_equal(matrix, confusion_matrix(labels, predicted))
+    run = read(small_run / "run.json")["metrics"]
+    assert (run["test_accuracy"], run["test_errors"], run["test_images"]) == (metrics["accuracy"], metrics["errors"], 1000)
+
+
+def test_onnx_file_gives_the_predictions_of_the_report(small_run):
+    stored = np.load(small_run / "predictions.npz")["logits"]
+    images = load_digits("test").images[:1000, None].astype(np.float32) / 255
+    session = onnxruntime.InferenceSession(small_run / "model.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"images": images})[0], stored, atol=1e-4)
+    export = read(small_run / "export.json")
+    assert export["onnx"]["bytes"] == (small_run / "model.onnx").stat().st_size and export["onnx"]["changed_predictions"] == 0
+
+
+def test_terminal_shows_stages_epochs_and_headline(small_run):
+    text = (small_run / "terminal.txt").read_text()
+    assert [line[6:] for line in text.splitlines() if line.startswith("[")] == ["Data", "Models", "Training", "Error analysis", "Export"]
+    assert re.findall(r"^  epoch (\d)/(\d)", text, re.MULTILINE) == [("1", "2"), ("2", "2")]  # the run's, not the examples'
+    accuracy = read(small_run / "run.json")["metrics"]["test_accuracy"]
+    assert f"small: test accuracy {accuracy:.2%} (95 % interval " in text and "03_error_analysis.html" in text
+
+
+def test_lessons_stay_in_the_notebook(small_run):
+    lessons = [cell.source for path in ROOT.glob("nbs/*.ipynb") for cell in nbformat.read(path, 4).cells
+               if "lesson" in cell.metadata.get("tags", [])]
+    assert lessons
+    executed = [cell.source for stage in STAGES for cell in nbformat.read(small_run / f"{stage}.ipynb", 4).cells]
+    assert not set(lessons) & set(executed)
+
+
+def test_pages_put_results_first_and_hold_everything(small_run):
+    for stage in STAGES:
+        page = (small_run / f"{stage}.html").read_text()
+        assert page.index('class="results"') < page.index('<details class="parts">')
+        assert not re.search(r"""<(script|link|img|iframe)[^>]*(src|href)=["']?(https?:)?//""", page)
+        assert not re.search(r"@import|url\(\s*[\"']?https?:", page)
+        assert str(ROOT) not in page
+        images = re.findall(r"<img [^>]*>", page)
+        assert all(re.search(r'alt="[^"]{20,}"', image) for image in images) and (images or stage == "04_export")
+    assert "small/03_error_analysis.html" in (small_run.parent / "index.html").read_text()
+
+
+def test_resume_skips_what_is_unchanged_and_redoes_the_rest(small_run):
+    before = read(small_run / "run.json")
+    result = command("mnist-report", "--run", "small", "--reports", small_run.parent, "--resume")
+    assert result.returncode == 0 and result.stdout.count("unchanged, kept") == 5
+    assert read(small_run / "run.json")["stages"] == before["stages"]  # parameters came from the run, not from the defaults
+
+    (small_run / "export.json").unlink()
+    result = command("mnist-report", "--run", "small", "--reports", small_run.parent, "--resume")
+    assert result.returncode == 0 and result.stdout.count("unchanged, kept") == 4 and (small_run / "export.json").exists()
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--param", "epoch=3"], "unknown parameter 'epoch': did you mean 'epochs'?"),
+    (["--param", "epochs=many"], "parameter epochs='many': a whole number is wanted"),
+    (["--param", "arch=improvde"], "did you mean 'improved'?"),
+    (["--param", "epochs"], "give NAME=VALUE"),
+    (["--param", "test_images=0"], "test_images=0 is out of range"),
+    (["--run", "a/b"], "such as 'a-b'"),
+    (["--device", "cdua"], "did you mean 'cuda'?"),
+    (["--kernel", "pyton3"], "did you mean 'python3'?"),
+    (["--run", "never", "--resume"], "there is no run 'never'"),
+])
+def test_bad_input_is_refused_before_anything_starts(words, message, tmp_path):
+    result = command("mnist-report", *words, f"--reports={tmp_path / 'reports'}")
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "reports").exists()
+
+
+def test_plain_papermill_runs_a_stage(tmp_path):
+    result = command("papermill", ROOT / "nbs" / "02_training.ipynb", tmp_path / "out.ipynb", "--no-progress-bar",
+                     "-p", "run_dir", tmp_path / "run", "-p", "epochs", "1", "-p", "arch", "base", "-p", "train_images", "1000")
+    assert result.returncode == 0, result.stderr
+    assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == 1 and (tmp_path / "run" / "checkpoints" / "best_model.pth").exists()
+    assert read(tmp_path / "run" / "run.json")["metrics"]["epochs"] == 1
+
+
+def kernels(process) -> list[psutil.Process]:
+    "The kernel processes below a command."
+    return [child for child in psutil.Process(process.pid).children(recursive=True) if "ipykernel_launcher" in " ".join(child.cmdline())]
+
+
+def wait_for(condition, seconds: float = 120.0):
+    "The first true value of `condition()`."
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition(): return value
+        time.sleep(0.05)
+    raise AssertionError(f"nothing happened within {seconds} s")
+
+
+def test_interrupted_then_killed_then_resumed(tmp_path):
+    "Ctrl-C in one stage, a killed kernel in the training stage; then the run is finished from where it was."
+    run = tmp_path / "hard"
+    words = report_words("hard", tmp_path, epochs=6, train_images=20_000)
+
+    def start(*more): return subprocess.Popen([executable("mnist-report"), *words, *more], cwd=ROOT, text=True,
+                                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    process = start()
+    wait_for(lambda: (run / "run.json").exists() and "01_models" in status(run) and kernels(process))
+    started = kernels(process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert read(run / "run.json")["status"] == "failed" and status(run) == {"00_data": "done", "01_models": "failed"}
+    assert "interrupted" in (run / "01_models.html").read_text() and "--run hard --resume" in output
+    _, alive = psutil.wait_procs(started, timeout=5)
+    assert not alive
+
+    process = start("--resume")
+    wait_for(lambda: (run / "history.csv").exists() and kernels(process))
+    for kernel in kernels(process): kernel.kill()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert read(run / "run.json")["status"] == "failed" and status(run)["02_training"] == "failed"
+    assert "the kernel died" in read(run / "run.json")["error"] and "the kernel died" in (run / "02_training.html").read_text()
+    assert nbformat.read(run / "02_training.ipynb", 4).metadata["mnist_nb"]["status"] == "failed"
+    assert "failed" in (tmp_path / "index.html").read_text()
+    before = read(run / "run.json")["stages"]
+
+    result = command("mnist-report", "--run", "hard", "--reports", tmp_path, "--resume")
+    assert result.returncode == 0, result.stdout + result.stderr
+    after = read(run / "run.json")
+    assert after["status"] == "done" and after["error"] is None and status(run) == dict.fromkeys(STAGES, "done")
+    assert all(after["stages"][stage] == before[stage] for stage in ("00_data", "01_models"))
+    assert re.search(r"resumed after epoch [1-6] of 6", result.stdout)  # training went on, too
+    assert pd.read_csv(run / "history.csv").epoch.tolist() == [1, 2, 3, 4, 5, 6]

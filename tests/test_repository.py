@@ -1,0 +1,101 @@
+"""Notebooks and modules say the same, and are in the state in which they belong in git."""
+
+import json
+import re
+import shutil
+import subprocess
+from configparser import ConfigParser
+
+import nbformat
+import pytest
+from conftest import ROOT, executable
+
+from mnist_nb.pipeline import FULL_RUN, STAGES, declared_parameters
+from mnist_nb.training import Settings
+
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+
+
+def test_modules_are_what_the_notebooks_generate(tmp_path):
+    for name in ("nbs", "mnist_nb"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    for file in (tmp_path / "mnist_nb").glob("*.py"): file.unlink()
+    subprocess.run([executable("nbdev_export")], cwd=tmp_path, check=True, capture_output=True)
+    generated = {file.name: file.read_text() for file in (tmp_path / "mnist_nb").glob("*.py")}
+    committed = {file.name: file.read_text() for file in (ROOT / "mnist_nb").glob("*.py")}
+    different = sorted(name for name in {*generated, *committed} if generated.get(name) != committed.get(name))
+    assert not different, f"these modules differ from the notebooks: {different}. Run `make notebooks` and commit."
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    dirty = [cell.source[:60] for cell in code if cell.outputs or cell.execution_count is not None]
+    dirty += [cell.source[:60] for cell in notebook.cells if set(cell.metadata) - {"tags"}]
+    assert not dirty and set(notebook.metadata) <= {"kernelspec"}, f"{path.name} is not clean: {dirty}. Run `make notebooks`."
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_starts_with_title_and_blurb(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert re.match(r"# .+\n\n> .+", cells[0].source), f"{path.name}: the first cell is a title and a one-line blurb"
+    assert cells[1].source.startswith("#| default_exp ")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_has_one_parameters_cell_where_its_run_begins(stage):
+    cells = nbformat.read(ROOT / "nbs" / f"{stage}.ipynb", as_version=4).cells
+    tagged = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1, f"{stage}: papermill needs exactly one cell tagged 'parameters'"
+    assert cells[tagged[0] - 1].source == "# The run"
+    assert not any(cell.source.startswith("#| export") for cell in cells[tagged[0]:]), "the run only calls and shows"
+    for line in cells[tagged[0]].source.splitlines():
+        assert re.fullmatch(r"\w+ = \S+ +# .+", line), f"{stage}: {line!r} is not `name = value  # comment`"
+
+
+def test_a_full_run_trains_with_the_defaults_of_the_commands():
+    declared = declared_parameters()
+    for name in Settings.__dataclass_fields__: assert declared[name].default == getattr(Settings(), name), name
+    assert set(FULL_RUN) == {"epochs", "train_images", "valid_images", "test_images"}
+
+
+def test_default_run_is_quick():
+    for stage in STAGES:
+        source = next(cell.source for cell in nbformat.read(ROOT / "nbs" / f"{stage}.ipynb", as_version=4).cells
+                      if "parameters" in cell.metadata.get("tags", []))
+        for name, value in re.findall(r"^(epochs|\w+_images) = (\d+)", source, re.MULTILINE):
+            assert int(value) <= (2 if name == "epochs" else 4000), f"{stage}: {name} = {value}"
+
+
+def test_version_stands_in_one_place():
+    config = ConfigParser()
+    config.read(ROOT / "settings.ini")
+    assert f'"{config["DEFAULT"]["version"]}"' in (ROOT / "mnist_nb" / "__init__.py").read_text()
+
+
+def test_readme_names_only_targets_and_commands_that_exist():
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    scripts = set(re.findall(r"(mnist-\w+)=", (ROOT / "settings.ini").read_text()))
+    assert set(re.findall(r"\bmake ([a-z]+)\b", "\n".join(re.findall(r"```\w*\n(.*?)```", readme, re.DOTALL)))) <= targets
+    assert set(re.findall(r"\b(mnist-[a-z]+)\b", readme)) <= scripts
+
+
+def test_readme_links_lead_somewhere():
+    for file in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", (ROOT / file).read_text()):
+            target = "".join(target)
+            assert target.startswith("http") or (ROOT / target).exists(), f"{file} links to {target}"
+
+
+def test_reference_run_is_a_whole_one():
+    folder = ROOT / "reports" / "reference"
+    run = json.loads((folder / "run.json").read_text())
+    assert run["status"] == "done" and list(run["stages"]) == list(STAGES)
+    assert run["parameters"]["train_images"] == 54_000 and run["metrics"]["test_images"] == 10_000
+    names = subprocess.run(["git", "ls-files", "."], cwd=folder, capture_output=True, text=True, check=True).stdout.split()
+    assert {f"{stage}.html" for stage in STAGES} <= set(names)
+    assert not [name for name in names if name.endswith((".pth", ".onnx", ".npz", ".ipynb"))]
+    assert sum((folder / name).stat().st_size for name in names) < 6e6
