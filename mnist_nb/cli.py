@@ -34,19 +34,19 @@ def plain_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
     except KeyboardInterrupt: parser.exit(130, f"{parser.prog}: interrupted\n")
     finally: signal.signal(signal.SIGTERM, previous)
 
-# %% ../nbs/09_cli.ipynb #3e45195e
+# %% ../nbs/09_cli.ipynb #83f8bf60
 TRAIN_OPTIONS = (
     ("arch", "improved", "architecture: base or improved"),
     ("learning_rate", 0.001, "highest learning rate of the one-cycle schedule"),
     ("epochs", 10, "passes over the training images"),
     ("batch_size", 64, "images a step"),
-    ("weight_decay", 0.01, "weight decay of AdamW"),
+    ("weight_decay", 0.5, "weight decay of AdamW"),
     ("label_smoothing", 0.1, "share of the target spread over all digits"),
     ("patience", 5, "epochs without a lower validation loss before stopping early"),
     ("rotation", 10.0, "augmentation: degrees, at most, either way"),
     ("scale", 0.1, "augmentation: size between 1 - scale and 1 + scale"),
-    ("translation", 2.0, "augmentation: pixels, at most, each way"),
-    ("noise", 0.05, "augmentation: standard deviation of the noise"),
+    ("translation", 1.0, "augmentation: pixels, at most, each way"),
+    ("noise", 0.01, "augmentation: standard deviation of the noise"),
     ("train_images", 54_000, "images to train on"),
     ("valid_images", 6_000, "images to choose and stop by"),
     ("seed", 0, "of split, weights, order, augmentation and dropout"),

@@ -189,14 +189,14 @@ def to_unit(images: Tensor,  # (N, 28, 28) uint8
     "Raw images as the input of a model, on the device where they are."
     return images.unsqueeze(1).float().div_(255)
 
-# %% ../nbs/00_data.ipynb #d4bbab34
+# %% ../nbs/00_data.ipynb #09976160
 @dataclass(frozen=True)
 class Augmentation:
     "How far an image may be changed. Each amount is drawn anew for each image."
     rotation: float = 10.0    # degrees, at most, either way; 0 to 180
     scale: float = 0.1        # a size between 1 - scale and 1 + scale; 0 to below 1
-    translation: float = 2.0  # pixels, at most, each way; 0 to 14
-    noise: float = 0.05       # standard deviation of Gaussian noise on [0, 1]; 0 to 1
+    translation: float = 1.0  # pixels, at most, each way; 0 to 14
+    noise: float = 0.01       # standard deviation of Gaussian noise on [0, 1]; 0 to 1
 
     def __post_init__(self):
         for name, limit in {"rotation": 180, "scale": 0.99, "translation": 14, "noise": 1}.items():

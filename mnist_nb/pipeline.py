@@ -156,7 +156,7 @@ def fingerprint(stage: str,
     everything = [source, module_files("\n".join(source)), parameters, inputs, kernel]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
-# %% ../nbs/08_pipeline.ipynb #1e34709b
+# %% ../nbs/08_pipeline.ipynb #4772a173
 TEMPLATES = Path(sys.modules["mnist_nb"].__file__).parent / "templates"
 
 
@@ -189,7 +189,9 @@ def render(notebook: NotebookNode,       # executed
     if failure: sections["failure"] = [notebook.cells[failure["cell"]] if failure["cell"] is not None else new_markdown_cell("")]
     cells = []
     for section, members in sections.items():
-        for cell in map(clean_outputs, members): cells.append(NotebookNode({**cell, "metadata": {"section": section, "tags": cell.metadata.get("tags", [])}}))
+        for cell in map(clean_outputs, members):
+            cell.metadata = NotebookNode(section=section, tags=cell.metadata.get("tags", []))
+            cells.append(cell)
     page_links = {name: page_title(name) for name in STAGES
                   if not failure or run["stages"].get(name, {}).get("status") in ("done", "failed")}
     exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(TEMPLATES)],

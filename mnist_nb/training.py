@@ -29,7 +29,7 @@ from .data import Augmentation, Digits, augment, load_digits, pixel_statistics, 
 from .models import ARCHITECTURES, create_model, load_checkpoint, save_checkpoint
 from .runs import InputError, atomic_write, choose, from_root, now
 
-# %% ../nbs/02_training.ipynb #b3a70553
+# %% ../nbs/02_training.ipynb #8b6815e8
 @dataclass(frozen=True)
 class Settings:
     "All that decides the outcome of a training."
@@ -37,13 +37,13 @@ class Settings:
     epochs: int = 10              # passes over the training images, at least 1
     batch_size: int = 64          # images a step, 2 to `train_images`
     learning_rate: float = 0.001  # the highest of the one-cycle schedule, above 0
-    weight_decay: float = 0.01    # of AdamW, 0 or more
+    weight_decay: float = 0.5     # of AdamW, 0 or more
     label_smoothing: float = 0.1  # share of the target spread over all digits, 0 to below 1
     patience: int = 5             # epochs without a lower validation loss before stopping early, at least 1
     rotation: float = 10.0        # this and the next three: see `Augmentation`
     scale: float = 0.1
-    translation: float = 2.0
-    noise: float = 0.05
+    translation: float = 1.0
+    noise: float = 0.01
     train_images: int = 54_000    # images to train on
     valid_images: int = 6_000     # images to stop and choose by
     seed: int = 0                 # of split, weights, order, augmentation and dropout; 0 or more

@@ -1,0 +1,65 @@
+"""Test accuracy of each architecture with the commands' defaults, over several seeds: the figures of the README's results table.
+
+Each training is written to accuracy.json when it ends, so that an interrupted benchmark goes on where it was. Run it alone:
+two trainings at a time on the same cores slow each other many times over.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from mnist_nb.data import load_digits
+from mnist_nb.models import load_model
+from mnist_nb.runs import environment, write_json
+from mnist_nb.training import Settings, evaluate, fit
+
+
+def train_and_test(settings: Settings) -> dict:  # accuracies are fractions, seconds of training alone
+    "One training; the test set is read once, with the checkpoint that validation chose."
+    with tempfile.TemporaryDirectory() as folder:
+        history = fit(settings, folder, device="cpu")
+        model, _ = load_model(Path(folder) / "best_model.pth")
+    test = load_digits("test")
+    _, accuracy = evaluate(model, torch.from_numpy(test.images), torch.from_numpy(test.labels))
+    best = history.loc[history.valid_loss.idxmin()]
+    return {"settings": asdict(settings), "valid_accuracy": best.valid_accuracy, "test_accuracy": accuracy,
+            "best_epoch": int(best.epoch), "seconds": history.seconds.sum()}
+
+
+def table(results: list[dict]) -> str:
+    "Mean ± standard deviation for each architecture, as Markdown."
+    lines = ["| model | seeds | validation accuracy | test accuracy | training time |", "|---|---|---|---|---|"]
+    for arch in dict.fromkeys(result["settings"]["arch"] for result in results):
+        rows = [result for result in results if result["settings"]["arch"] == arch]
+        def spread(name, rows=rows):
+            values = [row[name] * 100 for row in rows]
+            return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f} %"
+        lines.append(f"| `{arch}` | {', '.join(str(row['settings']['seed']) for row in rows)} | {spread('valid_accuracy')} "
+                     f"| {spread('test_accuracy')} | {statistics.mean(row['seconds'] for row in rows):.0f} s |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--archs", nargs="+", default=["base", "improved"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    options = parser.parse_args()
+    results = json.loads(options.output.read_text())["results"] if options.output.exists() else []
+    for arch in options.archs:
+        for seed in options.seeds:
+            settings = Settings(arch=arch, seed=seed)
+            if any(result["settings"] == asdict(settings) for result in results): continue
+            print(f"{arch}, seed {seed}", file=sys.stderr)
+            results.append(train_and_test(settings))
+            write_json(options.output, {"environment": environment(), "results": results})
+    print(table(results))
+
+
+if __name__ == "__main__": main()
