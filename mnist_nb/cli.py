@@ -15,7 +15,7 @@ from pathlib import Path
 from . import __version__
 from .runs import InputError
 
-# %% ../nbs/09_cli.ipynb #c30e18ce
+# %% ../nbs/09_cli.ipynb #83298547
 def new_parser(description: str) -> argparse.ArgumentParser:
     "A parser with what all commands share."
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -26,15 +26,17 @@ def new_parser(description: str) -> argparse.ArgumentParser:
 
 @contextmanager
 def plain_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
-    "Turns an `InputError` into one line on stderr, and an interruption into a quiet end."
+    "Turns expected errors into one line on stderr, and an interruption into a quiet end."
     def interrupt(*_): raise KeyboardInterrupt
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try: yield
     except InputError as error: parser.exit(2, f"{parser.prog}: error: {error}\n")
+    except OSError as error: parser.exit(1, f"{parser.prog}: error: {error}\n")  # such as a full disk
     except KeyboardInterrupt: parser.exit(130, f"{parser.prog}: interrupted\n")
-    finally: signal.signal(signal.SIGTERM, previous)
+    finally:
+        for number, handler in previous.items(): signal.signal(number, handler)
 
-# %% ../nbs/09_cli.ipynb #83f8bf60
+# %% ../nbs/09_cli.ipynb #b922bd7b
 TRAIN_OPTIONS = (
     ("arch", "improved", "architecture: base or improved"),
     ("learning_rate", 0.001, "highest learning rate of the one-cycle schedule"),
@@ -66,6 +68,8 @@ def train(words: Sequence[str] | None = None) -> int:  # command line; None take
     with plain_errors(parser):
         from mnist_nb.training import Settings, fit, pick_device
         settings = Settings(**{name: options[name] for name, _, _ in TRAIN_OPTIONS})
+        if options["resume"] and not (Path(options["save_dir"]) / "last_model.pth").exists():
+            raise InputError(f"there is no last_model.pth in {options['save_dir']} to resume from: leave out --resume to start.")
         place = pick_device("cuda" if options["gpu"] else "cpu" if options["cpu"] else "auto").type
         print(f"training {settings.arch} on {place}: {settings.train_images:,} images, {settings.epochs} epochs, seed {settings.seed}")
         history = fit(settings, options["save_dir"], device=place, resume=options["resume"])
@@ -89,7 +93,7 @@ def extract(words: Sequence[str] | None = None) -> int:  # command line; None ta
         print(f"{len(paths)} images in {options.output_dir}: {paths[0].name} to {paths[-1].name}")
     return 0
 
-# %% ../nbs/09_cli.ipynb #a3aaf6cd
+# %% ../nbs/09_cli.ipynb #1e275751
 def report(words: Sequence[str] | None = None) -> int:  # command line; None takes the process's own
     "Command `mnist-report`: a whole run, from data to report."
     parser = new_parser("Train, analyse and export a model, with a report for each stage, in reports/RUN/.")
@@ -103,10 +107,13 @@ def report(words: Sequence[str] | None = None) -> int:  # command line; None tak
     parser.add_argument("--cell_timeout", type=int, metavar="SECONDS", help="longest time a cell may take; no limit if not given")
     parser.add_argument("--reports", metavar="FOLDER", help="folder for the runs; reports/ of the checkout if not given")
     options = parser.parse_args(words)
-    given = dict(pair.split("=", 1) for pair in options.param if "=" in pair)
-    for pair in options.param:
-        if "=" not in pair: parser.error(f"--param {pair}: give NAME=VALUE, such as epochs=3")
-    if options.device: given["device"] = options.device
+    given = {}
+    for pair in options.param + ([f"device={options.device}"] if options.device else []):
+        name, separator, value = pair.partition("=")
+        if not separator: parser.error(f"--param {pair}: give NAME=VALUE, such as epochs=3")
+        if name in given: parser.error(f"parameter {name} is given twice: {given[name]} and {value}")
+        given[name] = value
+    if options.cell_timeout is not None and options.cell_timeout < 1: parser.error("--cell_timeout: give 1 or more seconds")
     with plain_errors(parser):
         from mnist_nb.pipeline import declared_parameters, run_pipeline
         if options.params:

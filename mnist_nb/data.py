@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHA256', 'SPLITS', 'parse_idx', 'read_archive', 'has_archives', 'download_archives', 'find_data', 'Digits',
-           'load_digits', 'first_images', 'show', 'digit_grid', 'split_digits', 'pixel_statistics', 'to_unit',
-           'Augmentation', 'affine_matrices', 'warp', 'augment', 'extract_samples', 'class_balance',
+           'load_digits', 'load_test_digits', 'show', 'digit_grid', 'check_split', 'split_digits', 'pixel_statistics',
+           'to_unit', 'Augmentation', 'affine_matrices', 'warp', 'augment', 'extract_samples', 'class_balance',
            'plot_class_balance']
 
 # %% ../nbs/00_data.ipynb #9473d98f
@@ -41,7 +41,7 @@ def parse_idx(content: bytes,  # an IDX file of uint8, uncompressed
         raise InputError(f"not an IDX file of uint8: header {content[:4].hex(' ')}, {len(content):,} bytes")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()  # a copy is writable, as torch wants it
 
-# %% ../nbs/00_data.ipynb #0b7676ad
+# %% ../nbs/00_data.ipynb #d33dd449
 SHA256 = {  # of the uncompressed bytes
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -58,8 +58,9 @@ def read_archive(path: str | Path,  # a gzip archive named as in `SHA256`, with 
     path = Path(path)
     remedy = (f"In a checkout, restore it with `git checkout -- data/mnist/{path.name}`; "
               "elsewhere, replace it by a good copy, or delete it from the cache to download it again.")
-    try: content = gzip.decompress(path.read_bytes())
-    except FileNotFoundError: raise InputError(f"{path} is missing. {remedy}") from None
+    try: archive = path.read_bytes()
+    except OSError as error: raise InputError(f"{path} cannot be read ({error.strerror}). {remedy}") from None
+    try: content = gzip.decompress(archive)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} is damaged: not a complete gzip archive ({error}). {remedy}") from None
     found, expected = hashlib.sha256(content).hexdigest(), SHA256[path.name.removesuffix(".gz")]
@@ -67,7 +68,7 @@ def read_archive(path: str | Path,  # a gzip archive named as in `SHA256`, with 
         raise InputError(f"{path} is damaged: SHA-256 of its uncompressed bytes is {found}, expected {expected}. {remedy}")
     return parse_idx(content)
 
-# %% ../nbs/00_data.ipynb #421833b6
+# %% ../nbs/00_data.ipynb #3b54ad68
 def has_archives(folder: Path) -> bool:
     "Whether `folder` holds all four archives, right or wrong inside."
     return all((folder / f"{name}.gz").is_file() for name in SHA256)
@@ -81,17 +82,19 @@ def download_archives(folder: str | Path,  # receives the four archives, each on
 
     folder, problems = Path(folder), []
     for name in SHA256:
-        with tempfile.TemporaryDirectory() as temporary:
-            for mirror in MNIST.mirrors:
+        for mirror in MNIST.mirrors:
+            with tempfile.TemporaryDirectory() as temporary:
+                archive = Path(temporary) / f"{name}.gz"
                 try:
                     download_url(f"{mirror}{name}.gz", temporary)
-                    read_archive(Path(temporary) / f"{name}.gz")
+                    read_archive(archive)
                 except (OSError, RuntimeError, InputError) as error: problems.append(f"{mirror}{name}.gz: {error}")
-                else: break
-            else:
-                raise InputError("MNIST could not be downloaded:\n  " + "\n  ".join(problems) + "\n"
-                                 "Put the four archives into a folder and name it in the environment variable MNIST_NB_DATA.")
-            with atomic_write(folder / f"{name}.gz") as target: target.write_bytes((Path(temporary) / f"{name}.gz").read_bytes())
+                else:
+                    with atomic_write(folder / archive.name) as target: target.write_bytes(archive.read_bytes())
+                    break
+        else:
+            raise InputError("MNIST could not be downloaded:\n  " + "\n  ".join(problems) + "\n"
+                             "Put the four archives into a folder and name it in the environment variable MNIST_NB_DATA.")
     return folder
 
 
@@ -107,7 +110,7 @@ def find_data() -> Path:
     cache = user_cache_path("mnist_nb")
     return cache if has_archives(cache) else download_archives(cache)
 
-# %% ../nbs/00_data.ipynb #39c21e8e
+# %% ../nbs/00_data.ipynb #749909e2
 class Digits(NamedTuple):
     "Images and their labels."
     images: np.ndarray  # (N, 28, 28) uint8; 0 is paper, 255 is ink
@@ -127,13 +130,12 @@ def load_digits(split: str = "train",             # "train" (60,000) or "test" (
     return Digits(read_archive(folder / f"{images}.gz"), read_archive(folder / f"{labels}.gz").astype(np.int64))
 
 
-def first_images(digits: Digits,
-                 test_images: int,  # how many, 1 to all of them
-                ) -> Digits:
-    "The first digits of the file: for a quick look, where all would take long."
-    if not 1 <= test_images <= len(digits.labels):
-        raise InputError(f"test_images={test_images:,} is out of range: give 1 to {len(digits.labels):,}.")
-    return Digits(digits.images[:test_images], digits.labels[:test_images])
+def load_test_digits(test_images: int = 10_000,  # how many, from the start of the file; 1 to 10,000
+                    ) -> Digits:
+    "The test set, or its beginning for a quick look."
+    if not 1 <= test_images <= 10_000: raise InputError(f"test_images={test_images:,} is out of range: give 1 to 10,000.")
+    images, labels = load_digits("test")
+    return Digits(images[:test_images], labels[:test_images])
 
 # %% ../nbs/00_data.ipynb #c68b1ec4
 def show(figure: Figure,  # closed afterwards, so that it is not shown twice
@@ -160,18 +162,25 @@ def digit_grid(images: np.ndarray,               # (N, 28, 28) uint8, or float i
         if titles: axis.set_title(titles[i], fontsize=8)
     return figure
 
-# %% ../nbs/00_data.ipynb #34ce1bed
+# %% ../nbs/00_data.ipynb #fc5948d9
+def check_split(train_images: int,    # at least 10
+                valid_images: int,    # at least 10
+                total: int = 60_000,  # images to split
+               ) -> None:
+    "Raises an `InputError` when the two parts do not fit."
+    if min(train_images, valid_images) < 10 or train_images + valid_images > total:
+        raise InputError(f"train_images={train_images:,} and valid_images={valid_images:,} do not fit {total:,} images: "
+                         f"give each at least 10, and both together at most {total:,}.")
+
+
 def split_digits(digits: Digits,               # usually the 60,000 of "train"
                  train_images: int = 54_000,    # size of the training part, at least 10
                  valid_images: int = 6_000,     # size of the validation part, at least 10
                  seed: int = 0,                 # the same seed gives the same split
                 ) -> tuple[Digits, Digits]:     # training part, validation part; no image in both
     "Two disjoint parts of `digits` with the same share of each label (scikit-learn's `train_test_split`)."
-    total = len(digits.labels)
-    if min(train_images, valid_images) < 10 or train_images + valid_images > total:
-        raise InputError(f"train_images={train_images:,} and valid_images={valid_images:,} do not fit {total:,} images: "
-                         f"give each at least 10, and both together at most {total:,}.")
-    train, valid = train_test_split(np.arange(total), train_size=train_images, test_size=valid_images,
+    check_split(train_images, valid_images, len(digits.labels))
+    train, valid = train_test_split(np.arange(len(digits.labels)), train_size=train_images, test_size=valid_images,
                                     stratify=digits.labels, random_state=seed)
     return digits.take(train), digits.take(valid)
 
@@ -236,7 +245,7 @@ def augment(images: Tensor,              # (N, 1, 28, 28) float32 in [0, 1]
     if augmentation.noise: images = images + augmentation.noise * torch.randn_like(images)
     return images.clamp_(0, 1)
 
-# %% ../nbs/00_data.ipynb #3bbeeeb0
+# %% ../nbs/00_data.ipynb #0b92fce2
 def extract_samples(digits: Digits,
                     folder: str | Path,   # made if need be
                     per_digit: int = 1,   # images of each label, at least 1
@@ -245,6 +254,7 @@ def extract_samples(digits: Digits,
     "Writes randomly chosen images of each label as PNG files, 28×28, light ink on black as in MNIST."
     from PIL import Image
     fewest = np.bincount(digits.labels, minlength=10).min()
+    if seed < 0: raise InputError(f"seed={seed} is out of range: give 0 or more.")
     if not 1 <= per_digit <= fewest:
         raise InputError(f"per_digit={per_digit} is out of range: give 1 to {fewest}, the number of the rarest digit.")
     random, paths = np.random.default_rng(seed), []

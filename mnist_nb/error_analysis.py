@@ -6,7 +6,7 @@
 __all__ = ['wilson_interval', 'classification_metrics', 'count_confusions', 'plot_confusions', 'top_confusions',
            'describe_confusions', 'worst_errors', 'top_k', 'prediction_titles', 'write_analysis']
 
-# %% ../nbs/03_error_analysis.ipynb #4cafc02f
+# %% ../nbs/03_error_analysis.ipynb #04d77497
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
+from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from scipy.special import softmax
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from .data import digit_grid, first_images, load_digits, show
-from .models import load_model
 from .runs import InputError, atomic_write, from_root, update_run, write_json
-from .training import pick_device, predict_logits, run_checkpoint
 
 # %% ../nbs/03_error_analysis.ipynb #6880f65b
 def wilson_interval(hits: int,   # right predictions, 0 to n
@@ -47,7 +44,7 @@ def classification_metrics(labels: np.ndarray,     # (N,) true digits
                            "f1": float(f1[digit]), "support": int(support[digit]),
                            "errors": int(((labels == digit) & (predicted != digit)).sum())} for digit in range(10)]}
 
-# %% ../nbs/03_error_analysis.ipynb #b41d6ff0
+# %% ../nbs/03_error_analysis.ipynb #2e15c806
 def count_confusions(labels: np.ndarray,     # (N,) true digits
                      predicted: np.ndarray,   # (N,) predicted digits
                     ) -> np.ndarray:         # (10, 10) counts; rows true, columns predicted
@@ -57,15 +54,17 @@ def count_confusions(labels: np.ndarray,     # (N,) true digits
 
 def plot_confusions(matrix: np.ndarray,  # from `count_confusions`
                    ) -> Figure:
-    "Counts, and errors as a percentage of their row with the diagonal left out."
+    "Counts, and shares of each row in per cent, shaded by the errors."
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1) * 100
     diagonal = np.eye(len(matrix), dtype=bool)
     figure, axes = plt.subplots(1, 2, figsize=(12, 5.4), layout="constrained")
     common = {"square": True, "cbar": False, "linewidths": 0.5, "annot_kws": {"fontsize": 9}}
-    sns.heatmap(matrix, annot=True, fmt="d", cmap="Blues", ax=axes[0], norm=plt.matplotlib.colors.SymLogNorm(1, vmin=0), **common)
+    sns.heatmap(matrix, annot=True, fmt="d", cmap="Blues", ax=axes[0], norm=SymLogNorm(1, vmin=0), **common)
     sns.heatmap(shares, annot=np.where(matrix, np.char.mod("%.1f", shares), ""), fmt="", cmap="Reds", mask=diagonal, vmin=0,
                 vmax=max(shares[~diagonal].max(), 0.1), ax=axes[1], **common)
-    for axis, title in zip(axes, ("Counts", "Errors, % of the true digit")):
+    for digit, recall in enumerate(shares.diagonal()):
+        axes[1].text(digit + 0.5, digit + 0.5, f"{recall:.1f}", ha="center", va="center", fontsize=9)
+    for axis, title in zip(axes, ("Counts", "Share of the true digit, %")):
         axis.set(title=title, xlabel="predicted digit", ylabel="true digit")
     return figure
 

@@ -7,7 +7,7 @@ __all__ = ['DEVICES', 'HISTORY', 'Settings', 'pick_device', 'create_optimizer', 
            'EarlyStopping', 'write_history', 'epoch_line', 'plot_history', 'TrainingState', 'load_resumable',
            'progress_bar', 'fit', 'run_checkpoint']
 
-# %% ../nbs/02_training.ipynb #19216db0
+# %% ../nbs/02_training.ipynb #c7fc2815
 import csv
 import math
 import os
@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from .data import Augmentation, Digits, augment, load_digits, pixel_statistics, split_digits, to_unit
+from .data import Augmentation, Digits, augment, check_split, load_digits, pixel_statistics, split_digits, to_unit
 from .models import ARCHITECTURES, create_model, load_checkpoint, save_checkpoint
-from .runs import InputError, atomic_write, choose, from_root, now
+from .runs import InputError, atomic_write, available_cores, choose, from_root, now, require_writable
 
-# %% ../nbs/02_training.ipynb #8b6815e8
+# %% ../nbs/02_training.ipynb #12fa81a8
 @dataclass(frozen=True)
 class Settings:
     "All that decides the outcome of a training."
@@ -52,6 +52,7 @@ class Settings:
         choose("architecture", self.arch, ARCHITECTURES)
         def require(name, good, remedy):
             if not good: raise InputError(f"{name}={getattr(self, name)} is out of range: {remedy}.")
+        check_split(self.train_images, self.valid_images)
         require("epochs", self.epochs >= 1, "give 1 or more")
         require("batch_size", 2 <= self.batch_size <= self.train_images, f"give 2 to the {self.train_images:,} training images")
         require("learning_rate", 0 < self.learning_rate < math.inf, "give a number above 0, such as 0.001")
@@ -193,7 +194,7 @@ def plot_history(history: pd.DataFrame,  # columns as in `HISTORY`
         axis.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
-# %% ../nbs/02_training.ipynb #4849d7af
+# %% ../nbs/02_training.ipynb #aa58d7e9
 @dataclass
 class TrainingState:
     "What a training is made of between two epochs."
@@ -233,17 +234,22 @@ class TrainingState:
         if "cuda" in checkpoint["random_state"]: torch.cuda.set_rng_state(checkpoint["random_state"]["cuda"])
 
 
-def load_resumable(path: str | Path, settings: Settings) -> dict[str, Any]:
-    "A checkpoint, provided that it was made with the same settings."
-    checkpoint = load_checkpoint(path)
-    saved = checkpoint.get("settings", {})
-    different = [name for name, value in asdict(settings).items() if name not in saved or saved[name] != value]
+def load_resumable(path: str | Path,
+                   settings: Settings,
+                   device: torch.device,
+                  ) -> dict[str, Any]:
+    "A checkpoint, provided that it was made with the same settings on the same kind of device."
+    try: checkpoint = load_checkpoint(path)
+    except InputError as error: raise InputError(f"{error} To start from the beginning, delete it.") from None
+    saved = {**checkpoint.get("settings", {}), "device": checkpoint.get("device")}
+    wanted = {**asdict(settings), "device": device.type}
+    different = [name for name, value in wanted.items() if name not in saved or saved[name] != value]
     if different:
         raise InputError(f"{path} cannot be resumed: it was trained with other values of {', '.join(different)}. "
-                         "Use the same settings, or start without resuming.")
+                         "Give the same values, or delete it to start from the beginning.")
     return checkpoint
 
-# %% ../nbs/02_training.ipynb #a86aa1f1
+# %% ../nbs/02_training.ipynb #9940d009
 def progress_bar(description: str, images: int) -> tqdm:
     "A bar with images per second where someone can watch it, in JupyterLab or a terminal: not in log files."
     in_kernel = "ipykernel" in sys.modules
@@ -260,13 +266,16 @@ def fit(settings: Settings,
        ) -> pd.DataFrame:                # one row an epoch, columns as in `HISTORY`
     "Trains a model, printing a line an epoch, and keeps the model with the lowest validation loss."
     device, save_dir = pick_device(device), Path(save_dir)
-    last, best = save_dir / "last_model.pth", save_dir / "best_model.pth"
-    checkpoint = load_resumable(last, settings) if resume and last.exists() else None
+    last, best, history_path = save_dir / "last_model.pth", save_dir / "best_model.pth", history_path or save_dir / "history.csv"
+    require_writable(save_dir)
+    checkpoint = load_resumable(last, settings, device) if resume and last.exists() and best.exists() else None
+    torch.set_num_threads(available_cores())
     train, valid = split_digits(digits or load_digits("train"), settings.train_images, settings.valid_images, settings.seed)
     train_tensors, valid_tensors = ([torch.from_numpy(array).to(device) for array in part] for part in (train, valid))
     state = TrainingState.start(settings, train, device)
     if checkpoint:
         state.restore(checkpoint)
+        write_history(history_path, state.history)
         print(f"resumed after epoch {len(state.history)} of {settings.epochs}", flush=True)
 
     while not state.is_over(settings):
@@ -275,7 +284,7 @@ def fit(settings: Settings,
             train_loss, train_accuracy = train_epoch(state.model, state.optimizer, state.scheduler, *train_tensors, settings, bar)
         if not math.isfinite(train_loss):
             raise InputError(f"the training loss became {train_loss} in epoch {epoch}: "
-                             f"learning_rate={settings.learning_rate} is too high for this model. Give a lower one.")
+                             f"most likely learning_rate={settings.learning_rate} is too high for this model. Give a lower one.")
         rate = settings.train_images / (time.perf_counter() - start)
         valid_loss, valid_accuracy = evaluate(state.model, *valid_tensors, settings.label_smoothing)
         is_best = state.stopping.update(epoch, valid_loss)
@@ -283,14 +292,14 @@ def fit(settings: Settings,
                                                 state.scheduler.get_last_lr()[0], rate, time.perf_counter() - start))))
         checkpoint = state.checkpoint(settings, device)
         if is_best: save_checkpoint(best, checkpoint)
-        save_checkpoint(last, checkpoint)  # after the best: what the last one says was done, was done
-        write_history(history_path or save_dir / "history.csv", state.history)
+        write_history(history_path, state.history)
+        save_checkpoint(last, checkpoint)  # at the end: what the last one says was done, was done
         print(epoch_line(state.history[-1], settings.epochs, is_best), flush=True)
     if len(state.history) < settings.epochs:
         print(f"stopped early: no lower validation loss since epoch {state.stopping.best_epoch}", flush=True)
     return pd.DataFrame(state.history)
 
-# %% ../nbs/02_training.ipynb #081ce282
+# %% ../nbs/02_training.ipynb #f38f1213
 def run_checkpoint(run_dir: str | Path,  # run folder, from the top of the checkout
                   ) -> Path:
     "The best checkpoint of a run. In `reports/scratch`, trains a small model first if there is none."
@@ -299,5 +308,6 @@ def run_checkpoint(run_dir: str | Path,  # run folder, from the top of the check
     if not best.exists() and from_root(run_dir) == from_root("reports/scratch"):
         fit(Settings(epochs=2, train_images=4000, valid_images=1000), folder, from_root(run_dir) / "history.csv")
     if not best.exists():
-        raise InputError(f"{best} does not exist: run the training stage first, with `mnist-report --run {Path(run_dir).name}`.")
+        raise InputError(f"{best} does not exist: run the training stage first, with "
+                         f"`papermill nbs/02_training.ipynb out.ipynb -p run_dir {run_dir}`, or a whole run with `mnist-report`.")
     return best

@@ -1,18 +1,22 @@
 """The console scripts as a user calls them."""
 
 import gzip
+import os
 import re
 import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, SMALL, command
+from conftest import ROOT, SMALL, command, executable
 from PIL import Image
 
 from mnist_nb.data import SHA256, load_digits
-from mnist_nb.models import load_checkpoint, load_model
+from mnist_nb.models import load_checkpoint, load_model, save_checkpoint
+from mnist_nb.training import pick_device
 
 TRAIN = [f"--{name}={value}" for name, value in SMALL.items() if name not in ("test_images", "device")] + ["--cpu"]
 TIMES = ["images_per_second", "seconds"]
@@ -92,6 +96,48 @@ def test_resume_of_a_finished_training_changes_nothing(trained, tmp_path):
     assert other.returncode == 2 and "other values of seed" in other.stderr
 
 
+def test_resume_without_a_checkpoint_is_an_error(tmp_path):
+    result = command("mnist-train", *TRAIN, "--resume", f"--save_dir={tmp_path / 'x'}")
+    assert result.returncode == 2 and "no last_model.pth" in result.stderr and not (tmp_path / "x").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = command("mnist-train", *TRAIN, f"--save_dir={tmp_path / 'file'}")
+    assert result.returncode == 2 and "cannot be written to" in result.stderr and "epoch" not in result.stdout
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "model.pth"
+    save_checkpoint(path, {"arch": "base", "model": {}})
+
+    def fail(checkpoint, temporary):
+        Path(temporary).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="No space left"): save_checkpoint(path, {"arch": "improved", "model": {}})
+    assert load_checkpoint(path)["arch"] == "base" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("cuda, mps, expected", [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch, cuda, mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device("auto").type == expected and pick_device("cpu").type == "cpu"
+
+
+def test_a_terminal_shows_images_per_second(tmp_path):
+    ours, theirs = os.openpty()
+    process = subprocess.Popen([executable("mnist-train"), *TRAIN, f"--save_dir={tmp_path}"], stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096): shown += chunk
+    except OSError: pass  # the other end is closed
+    assert process.wait(timeout=60) == 0
+    assert re.search(rb"epoch 1/2: .*images/s", shown)
+
+
 def test_extract_writes_the_images_it_names(tmp_path):
     result = command("mnist-extract", "--output_dir", tmp_path, "--per_digit", "2")
     assert result.returncode == 0 and result.stdout.startswith("20 images")
@@ -123,4 +169,5 @@ def test_one_flipped_byte_is_refused(tmp_path):
 def test_help_needs_no_torch(name):
     result = command(name, "--help", PYTHONPROFILEIMPORTTIME="1")
     assert result.returncode == 0 and "usage: " + name in result.stdout
-    assert "torch" not in {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
+    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
+    assert "argparse" in imported and "torch" not in imported

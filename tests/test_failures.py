@@ -1,18 +1,29 @@
 """What a run says when a stage goes wrong, tried on toy notebooks that need no torch."""
 
+import argparse
 import json
 import os
+import signal
 
 import nbformat
 import pytest
+from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from mnist_nb import pipeline
+from mnist_nb.cli import plain_errors
 from mnist_nb.runs import InputError
 
+PARAMETERS = """run_dir = ''  # run folder
+resume = False  # go on
+seed = 0  # seed
+arch = 'toy'  # architecture
+epochs = 1  # epochs"""
 GOOD = """from mnist_nb.runs import update_run
 update_run(run_dir, device="cpu", metrics={"test_accuracy": 0.5, "test_accuracy_interval": [0.4, 0.6], "test_errors": 1,
                                            "test_images": 2, "model_parameters": 3, "onnx_bytes": 4, "training_seconds": 5})
+from pathlib import Path
+Path(run_dir, "model.txt").write_text(f"seed {seed}")
 print("all is well")"""
 
 
@@ -22,14 +33,15 @@ class Toy:
         self.folder, self.reports, self.run = folder, folder / "reports", folder / "reports" / "toy"
         self.write("00_data", "print('loaded')")
         self.write("02_training", GOOD)
+        self.write("03_error_analysis", "from pathlib import Path\nprint('model of', Path(run_dir, 'model.txt').read_text())")
 
     def write(self, stage, code):
         cells = [new_markdown_cell("# Toy\n\n> A toy"), new_markdown_cell("# The parts"), new_code_cell("half = 0.5"),
                  new_markdown_cell("# The run"),
-                 new_code_cell("run_dir = ''  # run folder\nseed = 0  # seed\narch = 'toy'  # arch\nepochs = 1  # epochs",
-                               metadata={"tags": ["parameters"]}),
+                 new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
                  new_markdown_cell("## What came out"), new_code_cell(code), new_code_cell("print('the cell after')")]
-        nbformat.write(new_notebook(cells=cells), self.folder / f"{stage}.ipynb")
+        metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
+        nbformat.write(new_notebook(cells=cells, metadata=metadata), self.folder / f"{stage}.ipynb")
 
     def start(self, **options): return pipeline.run_pipeline("toy", reports=self.reports, **options)
 
@@ -40,7 +52,10 @@ class Toy:
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "STAGES", {stage: {"inputs": [], "outputs": []} for stage in ("00_data", "02_training")})
+    monkeypatch.setattr(pipeline, "STAGES", {"00_data": pipeline.Stage(),
+                                             "02_training": pipeline.Stage(outputs=("model.txt",), metrics=("test_accuracy",)),
+                                             "03_error_analysis": pipeline.Stage(inputs=("model.txt",))})
+    monkeypatch.setattr(pipeline, "check_ranges", lambda values: None)
     monkeypatch.setattr(pipeline, "notebook_path", lambda stage: tmp_path / f"{stage}.ipynb")
     return Toy(tmp_path)
 
@@ -64,9 +79,10 @@ def test_a_cell_that_raises(toy, capsys):
     executed = nbformat.read(toy.run / "02_training.ipynb", 4)
     assert executed.metadata["mnist_nb"]["status"] == "failed"
     assert any("before it broke" in str(cell.get("outputs")) for cell in executed.cells)
-    assert 'href="04_export.html"' not in page  # no link to a page that is not there
+    assert 'href="03_error_analysis.html"' not in page  # no link to a page that is not there
+    assert 'href="03_error_analysis.html"' not in toy.page("00_data")
     output = capsys.readouterr().out
-    assert "Training failed: ZeroDivisionError" in output and "mnist-report --run toy --resume" in output
+    assert "failed: Training: ZeroDivisionError" in output and f"--run toy --reports {toy.reports} --resume" in output
     assert "ZeroDivisionError" in (toy.reports / "index.html").read_text()
 
 
@@ -94,6 +110,62 @@ def test_resume_after_the_cause_is_mended(toy):
     assert "This stage failed" not in toy.page()
 
 
+def test_a_stage_that_leaves_less_than_it_should(toy):
+    toy.write("02_training", GOOD.replace("model.txt", "modle.txt"))
+    assert toy.start()["status"] == "failed"
+    assert "without leaving model.txt" in toy.record()["error"]
+
+
+def test_a_page_that_cannot_be_rendered(toy, monkeypatch):
+    toy.write("02_training", "raise ValueError('first')")
+    toy.start()
+    toy.write("02_training", GOOD)
+    render = pipeline.render
+    monkeypatch.setattr(pipeline, "render", lambda *_: (_ for _ in ()).throw(OSError("no space left on device")))
+    with pytest.raises(OSError): toy.start(resume=True)
+    monkeypatch.setattr(pipeline, "render", render)
+    assert toy.record()["status"] == "failed"
+    assert toy.start(resume=True)["status"] == "done" and "This stage failed" not in toy.page()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption(toy, number):
+    toy.write("02_training", f"import os, time\nos.kill({os.getpid()}, {int(number)})\ntime.sleep(60)")
+    with pytest.raises(SystemExit) as end, plain_errors(argparse.ArgumentParser()): toy.start()
+    assert end.value.code == 130
+    assert toy.record()["status"] == "failed" and toy.record()["error"] == "Training: interrupted"
+    assert "interrupted" in toy.page()
+
+
+def test_resume_with_another_parameter_leaves_nothing_of_the_old_one(toy):
+    toy.start()
+    toy.write("02_training", "raise ValueError('not today')")
+    assert toy.start(resume=True, given={"seed": 1})["status"] == "failed"
+    record = toy.record()
+    assert record["parameters"]["seed"] == 1 and "test_accuracy" not in record["metrics"]
+    assert "03_error_analysis" not in record["stages"] and not (toy.run / "03_error_analysis.html").exists()
+    assert not (toy.run / "model.txt").exists()
+    toy.write("02_training", GOOD)
+    assert toy.start(resume=True)["status"] == "done" and "model of seed 1" in toy.page("03_error_analysis")
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("seed ?")])
+def test_resume_repairs_an_output(toy, damage):
+    toy.start()
+    damage(toy.run / "model.txt")
+    assert toy.start(resume=True)["status"] == "done"
+    assert (toy.run / "model.txt").read_text() == "seed 0"
+
+
+def test_resume_after_new_versions_of_the_libraries(toy, monkeypatch):
+    toy.start()
+    before = toy.record()["stages"]
+    environment = pipeline.environment()
+    monkeypatch.setattr(pipeline, "environment", lambda: {**environment, "versions": {"torch": "99"}})
+    toy.start(resume=True)
+    assert all(toy.record()["stages"][stage]["fingerprint"] != entry["fingerprint"] for stage, entry in before.items())
+
+
 def test_resume_runs_a_stage_again_when_its_notebook_changed(toy):
     toy.start()
     first = toy.record()["stages"]
@@ -114,16 +186,17 @@ def test_without_resume_nothing_of_the_old_run_stays(toy):
 def test_a_folder_that_is_no_run_is_left_alone(toy):
     toy.run.mkdir(parents=True)
     (toy.run / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="holds files but no run.json"): toy.start()
+    with pytest.raises(InputError, match="something other than a run, such as thesis.txt"): toy.start()
     assert (toy.run / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_run_that_is_running_is_left_alone(toy):
     toy.start()
-    (toy.run / "run.json").write_text(json.dumps({**toy.record(), "status": "running", "pid": os.getppid()}))
-    for resume in (False, True):
-        with pytest.raises(InputError, match="is running now"): toy.start(resume=resume)
-    (toy.run / "run.json").write_text(json.dumps({**toy.record(), "pid": 2**22 + 1}))  # its process is gone
+    before = toy.record()
+    with pipeline.run_lock(toy.run):
+        for resume in (False, True):
+            with pytest.raises(InputError, match="is running now"): toy.start(resume=resume)
+    assert toy.record() == before
     assert toy.start(resume=True)["status"] == "done"
 
 
@@ -136,3 +209,16 @@ def test_terminal_shows_the_running_cell(toy):
     screen = Screen()
     toy.start(terminal=pipeline.Terminal(screen))
     assert "02_training: cell 8 of 9" in screen.text
+
+
+def test_a_bad_name_leaves_a_finished_run_alone(toy):
+    toy.start()
+    before = toy.record()
+    with pytest.raises(InputError, match="did you mean 'seed'?"): toy.start(given={"sed": 1})
+    assert toy.record() == before and (toy.run / "03_error_analysis.html").exists()
+
+
+def test_the_command_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert pipeline.resume_command(ROOT / "reports" / "x").endswith("mnist-report --run x --resume")
+    assert pipeline.resume_command(tmp_path / "elsewhere" / "x").endswith("mnist-report --run x --reports elsewhere --resume")
