@@ -7,7 +7,7 @@ BIN := .venv/bin
 .PHONY: report test lint notebooks lab clean help
 
 help:  ## show these lines
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 report: .venv/installed  ## train on MNIST and write the report to reports/improved/
 	$(BIN)/mnist-report --run improved
@@ -28,15 +28,15 @@ notebooks: .venv/installed  ## after editing notebooks: clean them and generate 
 	$(BIN)/nbdev_export
 
 lab: .venv/installed  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab --notebook-dir=. nbs/00_data.ipynb
+	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) nbs/00_data.ipynb
 
-clean:  ## remove caches and everything that commands wrote, but not .venv or reports/reference
-	rm -rf models samples build *.egg-info .pytest_cache .ruff_cache
+clean:  ## remove caches, samples and the notebooks' scratch run; trained models and runs stay
+	rm -rf samples build .pytest_cache .ruff_cache reports/scratch
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
-	find reports -mindepth 1 -maxdepth 1 -not -name reference -exec rm -rf {} + 2>/dev/null || true
 
 .venv/installed: settings.ini setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "== making .venv and installing mnist_nb with its development tools (some minutes, a few GB: torch is large)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -39,7 +39,7 @@ def table(results: list[dict]) -> str:
         rows = [result for result in results if result["settings"]["arch"] == arch]
         def spread(name, rows=rows):
             values = [row[name] * 100 for row in rows]
-            return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f} %"
+            return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}%"
         lines.append(f"| `{arch}` | {', '.join(str(row['settings']['seed']) for row in rows)} | {spread('valid_accuracy')} "
                      f"| {spread('test_accuracy')} | {statistics.mean(row['seconds'] for row in rows):.0f} s |")
     return "\n".join(lines)

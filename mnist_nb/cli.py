@@ -15,7 +15,7 @@ from pathlib import Path
 from . import __version__
 from .runs import InputError
 
-# %% ../nbs/09_cli.ipynb #83298547
+# %% ../nbs/09_cli.ipynb #8264a4af
 def new_parser(description: str) -> argparse.ArgumentParser:
     "A parser with what all commands share."
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -28,7 +28,8 @@ def new_parser(description: str) -> argparse.ArgumentParser:
 def plain_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
     "Turns expected errors into one line on stderr, and an interruption into a quiet end."
     def interrupt(*_): raise KeyboardInterrupt
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
     try: yield
     except InputError as error: parser.exit(2, f"{parser.prog}: error: {error}\n")
     except OSError as error: parser.exit(1, f"{parser.prog}: error: {error}\n")  # such as a full disk

@@ -22,11 +22,11 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from .runs import InputError, atomic_write, from_root, update_run, write_json
 
-# %% ../nbs/03_error_analysis.ipynb #6880f65b
+# %% ../nbs/03_error_analysis.ipynb #6b2e6b9e
 def wilson_interval(hits: int,   # right predictions, 0 to n
                     n: int,      # all predictions
                    ) -> tuple[float, float]:  # lower and upper end, fractions; (nan, nan) when n is 0
-    "The 95 % interval of a proportion (scipy's)."
+    "The 95% interval of a proportion (scipy's)."
     if n == 0: return float("nan"), float("nan")
     interval = binomtest(int(hits), int(n)).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)

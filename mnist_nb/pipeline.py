@@ -183,7 +183,7 @@ def fingerprint(stage: str,
                   environment()["versions"]]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
-# %% ../nbs/08_pipeline.ipynb #6c2b6055
+# %% ../nbs/08_pipeline.ipynb #d776c1a2
 TEMPLATES = Path(sys.modules["mnist_nb"].__file__).parent / "templates"
 
 
@@ -227,7 +227,9 @@ def render(notebook: NotebookNode,  # executed
     page, _ = exporter.from_notebook_node(
         new_notebook(cells=cells, metadata={"language_info": {"name": "python", "pygments_lexer": "python3"}}),
         resources={"report": {"run": run, "stage": stage, "entry": entry, "links": links, "code_css": code_colours()}})
-    headings = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', page.split("<!-- end of results -->")[0], re.DOTALL)
+    results_end = page.index("<!-- end of results -->")
+    headings = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', page[:results_end], re.DOTALL)
+    page = page[:results_end] + re.sub(r'(<h\d id="|class="anchor-link" href="#)', r"\1parts-", page[results_end:])  # no id twice
     contents = "".join(f'<li><a href="#{anchor}">{text}</a></li>' for anchor, text in headings)
     return page.replace("<!-- contents -->", f"<ul>{contents}</ul>" if contents else "")
 
@@ -387,7 +389,7 @@ def mark_failed(executed: Path,  # the notebook as papermill left it, if it did
     notebook.metadata["mnist_nb"] = {"status": "failed", "error": error}
     with atomic_write(executed) as temporary: nbformat.write(notebook, temporary)
 
-# %% ../nbs/08_pipeline.ipynb #6acdfd98
+# %% ../nbs/08_pipeline.ipynb #aee5ec2d
 def is_unchanged(entry: dict[str, Any],  # of the stage, from run.json
                  mark: str,              # `fingerprint` of the stage as it would run now
                  stage: str,
@@ -530,7 +532,7 @@ def closing_words(run: dict[str, Any],  # run.json at the end
         see = f"\n  see    {shorten(run_path / f'{stage}.html')}" if stage else ""
         return f"failed: {run['error']}{see}\n  resume {resume_command(run_path)}"
     metrics, (low, high) = run["metrics"], run["metrics"]["test_accuracy_interval"]
-    return (f"{run['run']}: test accuracy {metrics['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
+    return (f"{run['run']}: test accuracy {metrics['test_accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}), "
             f"{metrics['test_errors']:,} of {metrics['test_images']:,} wrong\n"
             f"  {metrics['model_parameters']:,} parameters, {metrics['onnx_bytes'] / 1e6:.2f} MB as ONNX; "
             f"trained in {metrics['training_seconds']:.0f} s on {run['device']}; all in {seconds:.0f} s\n"

@@ -2,11 +2,15 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
+os.environ.pop("TQDM_DISABLE", None)
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"arch": "base", "epochs": 2, "train_images": 2000, "valid_images": 500, "test_images": 1000, "device": "cpu"}

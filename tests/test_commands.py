@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -81,10 +82,12 @@ def test_cuda_without_cuda_is_an_error(name, words, tmp_path):
 
 def test_resume_from_a_corrupt_checkpoint_names_the_file(trained, tmp_path):
     last = tmp_path / "last_model.pth"
+    shutil.copy(trained[0] / "best_model.pth", tmp_path)
     last.write_bytes((trained[0] / "last_model.pth").read_bytes()[:100_000])
     result = command("mnist-train", *TRAIN, "--resume", f"--save_dir={tmp_path}")
     assert result.returncode == 2 and f"{last} is not a readable checkpoint" in result.stderr and "Traceback" not in result.stderr
-    assert last.stat().st_size == 100_000 and not (tmp_path / "best_model.pth").exists()
+    assert "To start from the beginning, delete it" in result.stderr and last.stat().st_size == 100_000
+    assert load_checkpoint(tmp_path / "best_model.pth")["arch"] == "base"
 
 
 def test_resume_of_a_finished_training_changes_nothing(trained, tmp_path):
@@ -104,7 +107,7 @@ def test_resume_without_a_checkpoint_is_an_error(tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
     (tmp_path / "file").write_text("in the way")
     result = command("mnist-train", *TRAIN, f"--save_dir={tmp_path / 'file'}")
-    assert result.returncode == 2 and "cannot be written to" in result.stderr and "epoch" not in result.stdout
+    assert result.returncode == 2 and "cannot be written to" in result.stderr and "epoch 1" not in result.stdout
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
@@ -128,6 +131,7 @@ def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch, cuda, mps, expected):
 
 def test_a_terminal_shows_images_per_second(tmp_path):
     ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
     process = subprocess.Popen([executable("mnist-train"), *TRAIN, f"--save_dir={tmp_path}"], stdout=subprocess.DEVNULL, stderr=theirs)
     os.close(theirs)
     shown = b""

@@ -50,6 +50,7 @@ def test_code_is_folded_until_asked_for(browser, small_run):
 
 def test_contents_and_stages_lead_where_they_say(browser, small_run):
     page = Reader(browser).open(small_run / "03_error_analysis.html")
+    page.locator("details.parts > summary").click()
     for link in page.locator(".contents a").all():
         assert page.locator(f"[id='{link.get_attribute('href')[1:]}']").is_visible()
     page.get_by_role("link", name="Training", exact=True).click()

@@ -73,7 +73,7 @@ def test_terminal_shows_stages_epochs_and_headline(small_run):
     assert [line[6:] for line in text.splitlines() if line.startswith("[")] == ["Data", "Models", "Training", "Error analysis", "Export"]
     assert re.findall(r"^  epoch (\d)/(\d)", text, re.MULTILINE) == [("1", "2"), ("2", "2")]  # the run's, not the examples'
     accuracy = read(small_run / "run.json")["metrics"]["test_accuracy"]
-    assert f"small: test accuracy {accuracy:.2%} (95 % interval " in text and "03_error_analysis.html" in text
+    assert f"small: test accuracy {accuracy:.2%} (95% interval " in text and "03_error_analysis.html" in text
     assert re.search(r"567,434 parameters, 2\.\d\d MB as ONNX; trained in \d+ s on cpu", text)
 
 
