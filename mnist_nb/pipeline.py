@@ -303,7 +303,7 @@ def write_index(reports: Path,  # folder of the run folders
         temporary.write_text(templates.get_template("report/all_runs.html.j2").render(runs=runs), encoding="utf-8")
     return reports / "index.html"
 
-# %% ../nbs/08_pipeline.ipynb #b2b429e8
+# %% ../nbs/08_pipeline.ipynb #84ca2bb3
 class Terminal:
     "Shows which stage and cell is running, and passes on the lines that say how training goes."
     lines = ("epoch ", "resumed ", "stopped early")  # starts of lines worth seeing
@@ -364,7 +364,7 @@ def run_stage(stage: str,
     try:
         papermill.execute_notebook(notebook, executed, parameters, kernel_name=kernel, cwd=project_root(), progress_bar=False,
                                    stdout_file=terminal, execution_timeout=cell_timeout, on_cell_start=on_cell_start,
-                                   extra_arguments=["--log-level=ERROR"])
+                                   extra_arguments=["--log-level=CRITICAL"])
         hashes, metrics = file_hashes(run_path, STAGES[stage].outputs), read_run(run_path).get("metrics", {})
         missing = [name for name in STAGES[stage].outputs if not hashes[name]]
         missing += [f"metric {name}" for name in STAGES[stage].metrics if name not in metrics]
