@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from mnist_nb.data import load_digits
-from mnist_nb.models import load_model
+from mnist_nb.models import count_parameters, load_model
 from mnist_nb.runs import environment, write_json
 from mnist_nb.training import Settings, evaluate, fit
 
@@ -28,20 +28,21 @@ def train_and_test(settings: Settings) -> dict:  # accuracies are fractions, sec
     test = load_digits("test")
     _, accuracy = evaluate(model, torch.from_numpy(test.images), torch.from_numpy(test.labels))
     best = history.loc[history.valid_loss.idxmin()]
-    return {"settings": asdict(settings), "valid_accuracy": best.valid_accuracy, "test_accuracy": accuracy,
-            "best_epoch": int(best.epoch), "seconds": history.seconds.sum()}
+    return {"settings": asdict(settings), "parameters": count_parameters(model), "environment": environment(),
+            "valid_accuracy": best.valid_accuracy, "test_accuracy": accuracy, "best_epoch": int(best.epoch),
+            "seconds": history.seconds.sum()}
 
 
 def table(results: list[dict]) -> str:
     "Mean ± standard deviation for each architecture, as Markdown."
-    lines = ["| model | seeds | validation accuracy | test accuracy | training time |", "|---|---|---|---|---|"]
+    lines = ["| model | parameters | validation accuracy | test accuracy | training time |", "|---|---|---|---|---|"]
     for arch in dict.fromkeys(result["settings"]["arch"] for result in results):
         rows = [result for result in results if result["settings"]["arch"] == arch]
         def spread(name, rows=rows):
             values = [row[name] * 100 for row in rows]
             return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}%"
-        lines.append(f"| `{arch}` | {', '.join(str(row['settings']['seed']) for row in rows)} | {spread('valid_accuracy')} "
-                     f"| {spread('test_accuracy')} | {statistics.mean(row['seconds'] for row in rows):.0f} s |")
+        lines.append(f"| `{arch}` | {rows[0]['parameters']:,} | {spread('valid_accuracy')} | {spread('test_accuracy')} "
+                     f"| {statistics.mean(row['seconds'] for row in rows):.0f} s |")
     return "\n".join(lines)
 
 
@@ -51,14 +52,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
-    results = json.loads(options.output.read_text())["results"] if options.output.exists() else []
+    results = json.loads(options.output.read_text()) if options.output.exists() else []
     for arch in options.archs:
         for seed in options.seeds:
             settings = Settings(arch=arch, seed=seed)
             if any(result["settings"] == asdict(settings) for result in results): continue
             print(f"{arch}, seed {seed}", file=sys.stderr)
             results.append(train_and_test(settings))
-            write_json(options.output, {"environment": environment(), "results": results})
+            write_json(options.output, results)
     print(table(results))
 
 

@@ -15,11 +15,10 @@ from pathlib import Path
 from . import __version__
 from .runs import InputError
 
-# %% ../nbs/09_cli.ipynb #8264a4af
+# %% ../nbs/09_cli.ipynb #e11e8aae
 def new_parser(description: str) -> argparse.ArgumentParser:
     "A parser with what all commands share."
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                                     allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"mnist_nb {__version__}")
     return parser
 
@@ -37,7 +36,7 @@ def plain_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
     finally:
         for number, handler in previous.items(): signal.signal(number, handler)
 
-# %% ../nbs/09_cli.ipynb #b922bd7b
+# %% ../nbs/09_cli.ipynb #14fa37a8
 TRAIN_OPTIONS = (
     ("arch", "improved", "architecture: base or improved"),
     ("learning_rate", 0.001, "highest learning rate of the one-cycle schedule"),
@@ -59,11 +58,13 @@ TRAIN_OPTIONS = (
 def train(words: Sequence[str] | None = None) -> int:  # command line; None takes the process's own
     "Command `mnist-train`: trains a model on MNIST."
     parser = new_parser("Train a model on MNIST and keep the one with the lowest validation loss.")
-    for name, default, text in TRAIN_OPTIONS: parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
+    for name, default, text in TRAIN_OPTIONS:
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{text} (default: {default})")
     device = parser.add_mutually_exclusive_group()
     device.add_argument("--gpu", action="store_true", help="compute on the GPU (CUDA); an error where there is none")
     device.add_argument("--cpu", action="store_true", help="compute on the CPU; with neither, on the best device there is")
-    parser.add_argument("--save_dir", default="models/", help="folder for best_model.pth, last_model.pth and history.csv")
+    parser.add_argument("--save_dir", default="models/",
+                        help="folder for best_model.pth, last_model.pth and history.csv (default: models/)")
     parser.add_argument("--resume", action="store_true", help="go on from last_model.pth in save_dir")
     options = vars(parser.parse_args(words))
     with plain_errors(parser):
@@ -79,14 +80,14 @@ def train(words: Sequence[str] | None = None) -> int:  # command line; None take
         print(f"best epoch {best.epoch:.0f}: validation accuracy {best.valid_accuracy:.2%} -> {path}")
     return 0
 
-# %% ../nbs/09_cli.ipynb #3236f914
+# %% ../nbs/09_cli.ipynb #229f0968
 def extract(words: Sequence[str] | None = None) -> int:  # command line; None takes the process's own
     "Command `mnist-extract`: writes sample images as PNG files."
     parser = new_parser("Write sample images of MNIST as digit_<label>_sample_<index>.png, index the position in the split.")
-    parser.add_argument("--output_dir", default="samples/", help="folder for the images")
-    parser.add_argument("--split", default="test", help="train or test")
-    parser.add_argument("--per_digit", type=int, default=1, help="images of each digit")
-    parser.add_argument("--seed", type=int, default=0, help="which images")
+    parser.add_argument("--output_dir", default="samples/", help="folder for the images (default: samples/)")
+    parser.add_argument("--split", default="test", help="train or test (default: test)")
+    parser.add_argument("--per_digit", type=int, default=1, help="images of each digit (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="which images (default: 0)")
     options = parser.parse_args(words)
     with plain_errors(parser):
         from mnist_nb.data import extract_samples, load_digits
@@ -94,19 +95,20 @@ def extract(words: Sequence[str] | None = None) -> int:  # command line; None ta
         print(f"{len(paths)} images in {options.output_dir}: {paths[0].name} to {paths[-1].name}")
     return 0
 
-# %% ../nbs/09_cli.ipynb #1e275751
+# %% ../nbs/09_cli.ipynb #b1b94e96
 def report(words: Sequence[str] | None = None) -> int:  # command line; None takes the process's own
     "Command `mnist-report`: a whole run, from data to report."
     parser = new_parser("Train, analyse and export a model, with a report for each stage, in reports/RUN/.")
-    parser.add_argument("--run", default="improved", metavar="RUN", help="name of the run: its folder in reports/")
+    parser.add_argument("--run", default="improved", metavar="RUN",
+                        help="name of the run: its folder in reports/ (default: improved); replaces an earlier run of that name")
     parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE",
                         help="a parameter of the stage notebooks, such as epochs=3 or arch=base; may be repeated")
     parser.add_argument("--params", action="store_true", help="list the parameters with their defaults, and stop")
     parser.add_argument("--device", help="auto, cpu, cuda or mps; short for --param device=...")
-    parser.add_argument("--kernel", help="Jupyter kernel to run the notebooks in; python3 if not given")
+    parser.add_argument("--kernel", help="Jupyter kernel to run the notebooks in (default: python3)")
     parser.add_argument("--resume", action="store_true", help="go on with this run: skip stages that are done and unchanged")
-    parser.add_argument("--cell_timeout", type=int, metavar="SECONDS", help="longest time a cell may take; no limit if not given")
-    parser.add_argument("--reports", metavar="FOLDER", help="folder for the runs; reports/ of the checkout if not given")
+    parser.add_argument("--cell_timeout", type=int, metavar="SECONDS", help="longest time a cell may take (default: no limit)")
+    parser.add_argument("--reports", metavar="FOLDER", help="folder for the runs (default: reports/ of the checkout)")
     options = parser.parse_args(words)
     given = {}
     for pair in options.param + ([f"device={options.device}"] if options.device else []):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHA256', 'SPLITS', 'parse_idx', 'read_archive', 'has_archives', 'download_archives', 'find_data', 'Digits',
-           'load_digits', 'load_test_digits', 'show', 'digit_grid', 'check_split', 'split_digits', 'pixel_statistics',
-           'to_unit', 'Augmentation', 'affine_matrices', 'warp', 'augment', 'extract_samples', 'class_balance',
-           'plot_class_balance']
+           'load_digits', 'check_test_images', 'load_test_digits', 'show', 'digit_grid', 'check_split', 'split_digits',
+           'pixel_statistics', 'to_unit', 'Augmentation', 'affine_matrices', 'warp', 'augment', 'extract_samples',
+           'class_balance', 'plot_class_balance']
 
 # %% ../nbs/00_data.ipynb #9473d98f
 import gzip
@@ -110,7 +110,7 @@ def find_data() -> Path:
     cache = user_cache_path("mnist_nb")
     return cache if has_archives(cache) else download_archives(cache)
 
-# %% ../nbs/00_data.ipynb #749909e2
+# %% ../nbs/00_data.ipynb #eff63ce6
 class Digits(NamedTuple):
     "Images and their labels."
     images: np.ndarray  # (N, 28, 28) uint8; 0 is paper, 255 is ink
@@ -130,10 +130,15 @@ def load_digits(split: str = "train",             # "train" (60,000) or "test" (
     return Digits(read_archive(folder / f"{images}.gz"), read_archive(folder / f"{labels}.gz").astype(np.int64))
 
 
+def check_test_images(test_images: int) -> None:  # 1 to 10,000
+    "Raises an `InputError` when the test set does not have so many."
+    if not 1 <= test_images <= 10_000: raise InputError(f"test_images={test_images:,} is out of range: give 1 to 10,000.")
+
+
 def load_test_digits(test_images: int = 10_000,  # how many, from the start of the file; 1 to 10,000
                     ) -> Digits:
     "The test set, or its beginning for a quick look."
-    if not 1 <= test_images <= 10_000: raise InputError(f"test_images={test_images:,} is out of range: give 1 to 10,000.")
+    check_test_images(test_images)
     images, labels = load_digits("test")
     return Digits(images[:test_images], labels[:test_images])
 

@@ -6,11 +6,12 @@
 __all__ = ['InputError', 'choose', 'project_root', 'from_root', 'atomic_write', 'require_writable', 'write_json', 'read_run',
            'update_run', 'now', 'git_commit', 'environment', 'available_cores']
 
-# %% ../nbs/10_runs.ipynb #8d5fd660
+# %% ../nbs/10_runs.ipynb #d911a099
 import difflib
 import json
 import os
 import platform
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -99,7 +100,7 @@ def update_run(run_dir: str | Path,  # run folder, made if need be
     write_json(from_root(run_dir) / "run.json", run)
     return run
 
-# %% ../nbs/10_runs.ipynb #ef83038c
+# %% ../nbs/10_runs.ipynb #7e133f9b
 def now() -> str:
     "The time in UTC, ISO 8601, to the second."
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -115,12 +116,12 @@ def git_commit() -> str | None:  # 40 hex digits, "-dirty" after them if files d
 
 def environment() -> dict[str, Any]:
     "Versions and machine, as they belong in `run.json`."
-    packages = ["mnist_nb", "torch", "torchvision", "numpy", "scikit-learn", "papermill", "nbconvert", "onnx", "onnxruntime"]
+    required = [re.match(r"[\w.-]+", line)[0] for line in metadata.requires("mnist_nb") or [] if "extra ==" not in line]
     def version(name):
         try: return metadata.version(name)
         except metadata.PackageNotFoundError: return None
     return {"git_commit": git_commit() if project_root() else None,
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in ["mnist_nb", *sorted(required)]}},
             "machine": {"system": platform.platform(terse=True), "processor": platform.machine(), "cores": available_cores()}}
 
 

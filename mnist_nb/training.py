@@ -80,7 +80,7 @@ def pick_device(name: str = "auto",  # one of `DEVICES`; "auto" takes CUDA, else
                          "install its driver and a torch build for it, or use 'cpu' or 'auto'.")
     return torch.device(name)
 
-# %% ../nbs/02_training.ipynb #cb403ed6
+# %% ../nbs/02_training.ipynb #8e69ab55
 def create_optimizer(model: nn.Module,
                      settings: Settings,
                      device: torch.device,
@@ -88,8 +88,8 @@ def create_optimizer(model: nn.Module,
     "AdamW and its one-cycle schedule, to be stepped after each batch."
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay,
                                   fused=device.type in ("cpu", "cuda"))
-    steps = settings.epochs * (settings.train_images // settings.batch_size)
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=max(steps, 2))
+    steps = max(2, settings.epochs * (settings.train_images // settings.batch_size))  # a cycle of one step has no way down
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=steps)
 
 # %% ../nbs/02_training.ipynb #119762e3
 def train_epoch(model: nn.Module,
@@ -249,7 +249,7 @@ def load_resumable(path: str | Path,
                          "Give the same values, or delete it to start from the beginning.")
     return checkpoint
 
-# %% ../nbs/02_training.ipynb #9940d009
+# %% ../nbs/02_training.ipynb #015e3594
 def progress_bar(description: str, images: int) -> tqdm:
     "A bar with images per second where someone can watch it, in JupyterLab or a terminal: not in log files."
     in_kernel = "ipykernel" in sys.modules
@@ -268,7 +268,8 @@ def fit(settings: Settings,
     device, save_dir = pick_device(device), Path(save_dir)
     last, best, history_path = save_dir / "last_model.pth", save_dir / "best_model.pth", history_path or save_dir / "history.csv"
     require_writable(save_dir)
-    checkpoint = load_resumable(last, settings, device) if resume and last.exists() and best.exists() else None
+    checkpoint = load_resumable(last, settings, device) if resume and last.exists() else None
+    if checkpoint and not best.exists(): raise InputError(f"{best} is missing beside {last.name}: start without resuming.")
     torch.set_num_threads(available_cores())
     train, valid = split_digits(digits or load_digits("train"), settings.train_images, settings.valid_images, settings.seed)
     train_tensors, valid_tensors = ([torch.from_numpy(array).to(device) for array in part] for part in (train, valid))

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import signal
+import sys
 
 import nbformat
 import pytest
@@ -75,7 +76,7 @@ def test_a_cell_that_raises(toy, capsys):
     page = toy.page()
     first = page.index("This stage failed")
     assert first < page.index("ZeroDivisionError") < page.index("before it broke") < page.index("What came out")
-    assert page.count("Traceback") >= 1 and "--run toy --resume" in page
+    assert page.count("Traceback") >= 1 and f"{pipeline.resume_command(toy.run)}</code>" in page
     executed = nbformat.read(toy.run / "02_training.ipynb", 4)
     assert executed.metadata["mnist_nb"]["status"] == "failed"
     assert any("before it broke" in str(cell.get("outputs")) for cell in executed.cells)
@@ -88,7 +89,7 @@ def test_a_cell_that_raises(toy, capsys):
 
 def test_a_cell_that_takes_too_long(toy):
     toy.write("02_training", "import time\ntime.sleep(60)")
-    assert toy.start(cell_timeout=2)["status"] == "failed"
+    assert toy.start(cell_timeout=5)["status"] == "failed"
     assert toy.record()["status"] == "failed" and "longer than the time limit" in toy.page()
     assert "time.sleep" in toy.page().split("What came out")[0].replace("</span>", "").replace('<span class="n">', "").replace(
         '<span class="o">', "")
@@ -124,7 +125,7 @@ def test_a_page_that_cannot_be_rendered(toy, monkeypatch):
     monkeypatch.setattr(pipeline, "render", lambda *_: (_ for _ in ()).throw(OSError("no space left on device")))
     with pytest.raises(OSError): toy.start(resume=True)
     monkeypatch.setattr(pipeline, "render", render)
-    assert toy.record()["status"] == "failed"
+    assert toy.record()["status"] == "failed" and "no space left" in toy.record()["error"]
     assert toy.start(resume=True)["status"] == "done" and "This stage failed" not in toy.page()
 
 
@@ -135,6 +136,8 @@ def test_an_interruption(toy, number):
     assert end.value.code == 130
     assert toy.record()["status"] == "failed" and toy.record()["error"] == "Training: interrupted"
     assert "interrupted" in toy.page()
+    index = (toy.reports / "index.html").read_text()
+    assert "Training: interrupted" in index and ">running<" not in index
 
 
 def test_resume_with_another_parameter_leaves_nothing_of_the_old_one(toy):
@@ -147,6 +150,42 @@ def test_resume_with_another_parameter_leaves_nothing_of_the_old_one(toy):
     assert not (toy.run / "model.txt").exists()
     toy.write("02_training", GOOD)
     assert toy.start(resume=True)["status"] == "done" and "model of seed 1" in toy.page("03_error_analysis")
+
+
+def test_nothing_old_is_shown_under_new_parameters_whatever_fails(toy):
+    toy.start()
+    toy.write("00_data", "raise ValueError('first of all')")
+    assert toy.start(resume=True, given={"seed": 1})["status"] == "failed"
+    record = toy.record()
+    assert record["error"] == "Data: ValueError: first of all" and list(record["stages"]) == ["00_data"]
+    assert "test_accuracy" not in record["metrics"]
+    assert sorted(path.name for path in toy.run.glob("*.html")) == ["00_data.html"]
+
+
+def test_the_stage_named_is_the_one_that_failed_now(toy, capsys):
+    toy.write("02_training", "raise ValueError('from training')")
+    toy.start()
+    toy.write("00_data", "raise ValueError('from data')")
+    toy.start(resume=True)
+    assert toy.record()["error"] == "Data: ValueError: from data"
+    assert "00_data.html" in capsys.readouterr().out.split("failed: Data")[1]
+
+
+def test_our_own_mistakes_keep_their_traceback(toy, monkeypatch):
+    monkeypatch.setattr(pipeline, "file_hashes", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError): toy.start()
+    assert toy.record()["status"] == "failed" and "ZeroDivisionError" in toy.record()["error"]
+
+
+def test_the_kernel_asked_for_is_the_one_that_runs(toy, monkeypatch, tmp_path):
+    folder = tmp_path / "share" / "kernels" / "toy-kernel"
+    folder.mkdir(parents=True)
+    (folder / "kernel.json").write_text(json.dumps({"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+                                                    "display_name": "Toy", "language": "python", "env": {"TOY_KERNEL": "it is me"}}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
+    toy.write("03_error_analysis", "import os\nprint('kernel:', os.environ.get('TOY_KERNEL'))")
+    assert toy.start(kernel="toy-kernel")["kernel"] == "toy-kernel"
+    assert "kernel: it is me" in toy.page("03_error_analysis")
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("seed ?")])

@@ -29,7 +29,7 @@ def pages(folder): return [folder / f"{stage}.html" for stage in STAGES]
 def test_pages_open_offline_without_complaint(browser, small_run, which):
     folder = small_run if which == "small" else ROOT / "reports" / "reference"
     reader = Reader(browser)
-    for path in pages(folder):
+    for path in [*pages(folder), *([folder.parent / "index.html"] if which == "small" else [])]:
         page = reader.open(path)
         assert page.locator("h1").count() >= 1 and page.locator("main").is_visible()
         broken = page.evaluate("[...document.images].filter(image => !image.complete || !image.naturalWidth).length")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -88,12 +89,18 @@ def test_lessons_stay_in_the_notebook(small_run):
 def test_pages_put_results_first_and_hold_everything(small_run):
     for stage in STAGES:
         page = (small_run / f"{stage}.html").read_text()
+        assert page.count("<h1 ") == 1 and "fingerprint" not in page[:page.index('<details class="parts">')]
         assert page.index('class="results"') < page.index('<details class="parts">')
         assert not re.search(r"""<(script|link|img|iframe)[^>]*(src|href)=["']?(https?:)?//""", page)
         assert not re.search(r"@import|url\(\s*[\"']?https?:", page)
         assert str(ROOT) not in page and str(small_run.parents[3]) not in page.replace(str(small_run), "RUN")
         images = re.findall(r"<img [^>]*>", page)
         assert all(re.search(r'alt="[^"]{20,}"', image) for image in images) and (images or stage == "04_export")
+    analysis = (small_run / "03_error_analysis.html").read_text()
+    headings = ["Confusion matrix", "Each digit", "The worst errors", "A sample of all predictions"]
+    assert [re.sub("<.*", "", text) for text in re.findall(r"<h2 id=[^>]*>(.*)", analysis)][:4] == headings
+    results = analysis[:analysis.index("<!-- end of results -->")]
+    assert results.count("<img ") == 3 and results.count("<table") == 2
     assert "small/03_error_analysis.html" in (small_run.parent / "index.html").read_text()
 
 
@@ -126,7 +133,27 @@ def test_bad_input_is_refused_before_anything_starts(words, message, tmp_path):
     assert not (tmp_path / "reports").exists()
 
 
-def test_plain_papermill_runs_a_stage(tmp_path):
+def test_resume_repairs_a_damaged_model(small_run, tmp_path):
+    shutil.copytree(small_run, tmp_path / "small")
+    best = tmp_path / "small" / "checkpoints" / "best_model.pth"
+    whole = best.read_bytes()
+    best.write_bytes(whole[:len(whole) // 2])
+    result = command("mnist-report", "--run", "small", "--reports", tmp_path, "--resume")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("unchanged, kept") == 2 and best.stat().st_size > 0.9 * len(whole)
+    metrics = [read(folder / "small" / "metrics.json") for folder in (small_run.parent, tmp_path)]
+    assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "02_training"])
+def test_plain_papermill_runs_each_stage(stage, small_run, tmp_path):
+    shutil.copytree(small_run, tmp_path / "run")
+    result = command("papermill", ROOT / "nbs" / f"{stage}.ipynb", tmp_path / "out.ipynb", "--no-progress-bar",
+                     "-p", "run_dir", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+
+
+def test_plain_papermill_trains(tmp_path):
     result = command("papermill", ROOT / "nbs" / "02_training.ipynb", tmp_path / "out.ipynb", "--no-progress-bar",
                      "-p", "run_dir", tmp_path / "run", "-p", "epochs", "1", "-p", "arch", "base", "-p", "train_images", "1000")
     assert result.returncode == 0, result.stderr
@@ -169,10 +196,11 @@ def test_interrupted_then_killed_then_resumed(tmp_path):
     assert not alive
 
     process = start("--resume")
-    wait_for(lambda: (run / "history.csv").exists() and kernels(process))
+    wait_for(lambda: (run / "checkpoints" / "last_model.pth").exists() and kernels(process))
     for kernel in kernels(process): kernel.kill()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output
+    assert re.search(r"^  epoch 1/6", output, re.MULTILINE)  # shown while the stage was running, which never ended
     assert read(run / "run.json")["status"] == "failed" and status(run)["02_training"] == "failed"
     assert "the kernel died" in read(run / "run.json")["error"] and "the kernel died" in (run / "02_training.html").read_text()
     assert nbformat.read(run / "02_training.ipynb", 4).metadata["mnist_nb"]["status"] == "failed"

@@ -4,7 +4,9 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from configparser import ConfigParser
+from dataclasses import asdict
 
 import nbformat
 import pytest
@@ -88,6 +90,24 @@ def test_readme_links_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", (ROOT / file).read_text()):
             target = "".join(target)
             assert target.startswith("http") or (ROOT / target).exists(), f"{file} links to {target}"
+
+
+def test_readme_shows_the_figures_that_were_measured():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try: import accuracy
+    finally: sys.path.pop(0)
+    results = json.loads((ROOT / "benchmarks" / "accuracy.json").read_text())
+    assert accuracy.table(results) in (ROOT / "README.md").read_text()
+    assert all(result["settings"] == asdict(Settings(arch=result["settings"]["arch"], seed=result["settings"]["seed"]))
+               for result in results), "the defaults have changed since: run benchmarks/accuracy.py again"
+
+
+def test_a_built_package_holds_the_templates(tmp_path):
+    shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".*", "reports", "data", "__pycache__", "*.egg-info"))
+    subprocess.run([sys.executable, "setup.py", "-q", "build", "--build-lib", str(tmp_path / "lib")], cwd=tmp_path / "source",
+                   check=True, capture_output=True)
+    built = {path.name for path in (tmp_path / "lib" / "mnist_nb" / "templates" / "report").iterdir()}
+    assert built == {path.name for path in (ROOT / "mnist_nb" / "templates" / "report").iterdir()}
 
 
 def test_reference_run_is_a_whole_one():
