@@ -77,6 +77,16 @@ def test_version_stands_in_one_place():
     assert f'"{config["DEFAULT"]["version"]}"' in (ROOT / "mnist_nb" / "__init__.py").read_text()
 
 
+def test_oldest_versions_are_the_lower_ends():
+    config = ConfigParser()
+    config.read(ROOT / "settings.ini")
+    lower = dict(re.findall(r"([\w-]+)>=([\d.]+)", config["DEFAULT"]["requirements"]))
+    oldest = dict(re.findall(r"^([\w-]+)==([\d.]+?)(?:\.\*)?$", (ROOT / "tests" / "oldest.txt").read_text(), re.MULTILINE))
+    assert not set(lower) - set(oldest)
+    for name, version in lower.items():
+        assert f"{oldest[name]}.0.0".split(".")[:len(version.split("."))] == version.split("."), name
+
+
 def test_readme_names_only_targets_and_commands_that_exist():
     readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
