@@ -269,7 +269,7 @@ def extract_samples(digits: Digits,
             with atomic_write(paths[-1]) as temporary: Image.fromarray(digits.images[index]).save(temporary)
     return paths
 
-# %% ../nbs/00_data.ipynb #0cc42710
+# %% ../nbs/00_data.ipynb #d5f96aef
 def class_balance(parts: dict[str, Digits],  # by name
                  ) -> pd.DataFrame:          # one row a digit, one column a part: number of images
     "How many images of each digit each part has."
@@ -283,5 +283,6 @@ def plot_class_balance(balance: pd.DataFrame,  # from `class_balance`
     figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
     (balance / balance.sum() * 100).plot.bar(ax=axis, rot=0, width=0.8)
     axis.set(xlabel="digit", ylabel="share of images, %")
+    axis.legend(frameon=False, ncols=len(balance.columns), loc="lower right", bbox_to_anchor=(1, 1))
     axis.spines[["top", "right"]].set_visible(False)
     return figure
