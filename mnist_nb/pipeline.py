@@ -153,7 +153,7 @@ def check_kernel(name: str) -> str:
     "`name`, if Jupyter knows a kernel of that name."
     return choose("kernel", name, sorted(KernelSpecManager().find_kernel_specs()))
 
-# %% ../nbs/08_pipeline.ipynb #2d180172
+# %% ../nbs/08_pipeline.ipynb #410b0fc2
 def module_files(source: str,  # Python
                 ) -> dict[str, str]:  # name to content, for each module of this package that `source` imports, directly or not
     "The modules of `mnist_nb` that a piece of code rests on."
@@ -180,6 +180,7 @@ def fingerprint(stage: str,
                ) -> str:                     # SHA-256, hexadecimal
     "Identifies everything that a stage's results follow from."
     source = [cell.source for cell in stage_notebook(stage).cells]
+    parameters = {name: value for name, value in parameters.items() if name != "run_dir"}  # a run that is moved stays the same
     everything = [source, module_files("\n".join(source)), parameters, file_hashes(run_path, STAGES[stage].inputs), kernel,
                   environment()["versions"]]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
