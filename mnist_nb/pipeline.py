@@ -11,7 +11,7 @@ __all__ = ['STAGES', 'FULL_RUN', 'TEMPLATES', 'ENDS_A_STAGE', 'Stage', 'notebook
            'stage_parameters', 'shorten', 'resume_command', 'closing_words', 'run_stages', 'empty_folder', 'finish_run',
            'run_pipeline']
 
-# %% ../nbs/08_pipeline.ipynb #94a6e872
+# %% ../nbs/08_pipeline.ipynb #e26d739d
 import ast
 import fcntl
 import hashlib
@@ -40,6 +40,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 from papermill.exceptions import PapermillExecutionError
 from pygments.formatters import HtmlFormatter
 
+from .recipes import Settings, apply_recipe
 from .runs import (InputError, atomic_write, choose, environment, now, project_root, read_run, require_writable, update_run,
                            write_json)
 
@@ -81,7 +82,7 @@ def stage_notebook(stage: str) -> NotebookNode:  # without the cells tagged "les
     notebook.cells = [cell for cell in notebook.cells if "lesson" not in cell.metadata.get("tags", [])]
     return notebook
 
-# %% ../nbs/08_pipeline.ipynb #2790784b
+# %% ../nbs/08_pipeline.ipynb #b7a1397c
 @dataclass
 class Parameter:
     "A parameter of one or several stages."
@@ -133,7 +134,7 @@ def check_parameters(given: dict[str, Any],  # by name; text is converted to the
 def check_ranges(values: dict[str, Any]) -> None:
     "Raises an `InputError` for a value that the stages would refuse."
     from mnist_nb.data import check_test_images
-    from mnist_nb.training import Settings, pick_device
+    from mnist_nb.training import pick_device
     Settings(**{name: values[name] for name in Settings.__dataclass_fields__})
     pick_device(values["device"])
     check_test_images(values["test_images"])
@@ -429,12 +430,13 @@ def forget_stage(stage: str,
     for other, later in STAGES.items():
         if set(later.inputs) & set(own.outputs): forget_stage(other, run_path)
 
-# %% ../nbs/08_pipeline.ipynb #8a021368
+# %% ../nbs/08_pipeline.ipynb #313986fa
 def plan_run(name: str,               # becomes the folder
              given: dict[str, Any],    # parameters that differ from a full run's
              kernel: str | None,       # None: python3, or on resuming the kernel of before
              resume: bool,
              reports: Path,            # folder of the run folders
+             recipe: str | None = None,  # None: "default", or on resuming the recipe of before
             ) -> dict[str, Any]:       # run.json as it will be at the start
     "Checks everything that can be checked beforehand, and changes nothing."
     run_path = reports / check_run_name(name)
@@ -449,9 +451,9 @@ def plan_run(name: str,               # becomes the folder
     if not resume: before = {}
     declared = declared_parameters()
     kept = {key: value for key, value in before.get("parameters", {}).items() if key in declared}
-    parameters = check_parameters({**kept, **given})
+    parameters = check_parameters({**kept, **apply_recipe(recipe or "default", given)})
     return {"run": name, "created": now(), "stages": {}, "metrics": {}, **before, "status": "running", "error": None, "finished": None,
-            "parameters": parameters, "seed": parameters["seed"],
+            "recipe": recipe or before.get("recipe", "default"), "parameters": parameters, "seed": parameters["seed"],
             "kernel": check_kernel(kernel or before.get("kernel", "python3")), **environment()}
 
 
@@ -494,7 +496,7 @@ def closing_words(run: dict[str, Any],  # run.json at the end
             f"trained in {metrics['training_seconds']:.0f} s on {run['device']}; all in {seconds:.0f} s\n"
             f"  open {shorten(run_path / '03_error_analysis.html')}\n  all  {shorten(run_path.parent / 'index.html')}")
 
-# %% ../nbs/08_pipeline.ipynb #f1ecc794
+# %% ../nbs/08_pipeline.ipynb #7ca28d94
 def run_stages(run: dict[str, Any],        # run.json as it is at the start
                run_path: Path,             # run folder
                cell_timeout: int | None,    # seconds a cell may take
@@ -545,15 +547,16 @@ def run_pipeline(name: str = "improved",              # of the run
                  resume: bool = False,                 # go on with the run of this name: skip what is unchanged
                  cell_timeout: int | None = None,      # seconds a cell may take; None for no limit
                  reports: str | Path | None = None,    # folder of the run folders; None: reports/ of the checkout
+                 recipe: str | None = None,            # a name in `RECIPES`; what is in `given` wins over it
                  terminal: Terminal | None = None,
                 ) -> dict[str, Any]:                   # run.json at the end; "status" is done or failed
     "A run: all stages, their pages, run.json, and the page of all runs. Bad input raises `InputError` before anything starts."
     terminal, start = terminal or Terminal(), time.perf_counter()
     reports = Path(reports).resolve() if reports else notebook_path("00_data").parent.parent / "reports"
-    run, run_path = plan_run(name, given or {}, kernel, resume, reports), reports / name
+    run, run_path = plan_run(name, given or {}, kernel, resume, reports, recipe), reports / name
     require_writable(reports)
     settings = ", ".join(f"{key} {value}" for key, value in run["parameters"].items())
-    terminal.say(f"run {name} -> {shorten(run_path)}\n  {settings}")
+    terminal.say(f"run {name} -> {shorten(run_path)}\n  recipe {run['recipe']}: {settings}")
     if not resume and (before := read_run(run_path)): terminal.say(f"  replaces the run of {before['created']}")
     try:
         with run_lock(run_path):
