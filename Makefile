@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: report test lint notebooks lab clean help
+.PHONY: report test bench lint notebooks lab clean help
 
 help:  ## show these lines
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: .venv/installed  ## run all tests: lint, notebooks, pytest
 	$(BIN)/nbdev_test --n_workers 1
 	@echo "== pytest"
 	$(BIN)/python -m pytest tests
+
+bench: .venv/installed  ## measure the speed of training; with nothing else running
+	$(BIN)/python benchmarks/speed.py
 
 lint: .venv/installed  ## check the style of modules, notebooks and tests
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
+development = settings["dev_requirements"].split()
 
 setup(
     name=settings["lib_name"],
@@ -23,7 +24,7 @@ setup(
     packages=find_packages(include=["mnist_nb", "mnist_nb.*"]),
     package_data={"mnist_nb": ["templates/**/*"]},
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={"dev": development, "tensorboard": [line for line in development if line.startswith("tensorboard")]},
     entry_points={"console_scripts": settings["console_scripts"].split()},
     classifiers=[
         "Intended Audience :: Science/Research",

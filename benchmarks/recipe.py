@@ -19,9 +19,9 @@ from mnist_nb.runs import environment, write_json
 from mnist_nb.recipes import Settings
 from mnist_nb.training import fit
 
-ELASTIC = {"stretch": 0.1, "shear": 5.0, "elastic": 1.2, "noise": 0.0}
+ELASTIC = {"stretch": 0.1, "shear": 5.0, "elastic": 0.8, "noise": 0.0}
 LONG = {"batch_size": 256, "learning_rate": 0.005, "weight_decay": 0.05, "dropout": 0.25, "precision": "auto", "patience": 1000, **ELASTIC}
-SHORT = {"arch": "nano", "epochs": 1, "batch_size": 64, "learning_rate": 0.01, "weight_decay": 0.05, "precision": "auto",
+SHORT = {"arch": "nano", "epochs": 1, "batch_size": 256, "learning_rate": 0.02, "weight_decay": 0.05, "precision": "auto",
          "rotation": 0.0, "scale": 0.0, "translation": 0.0, "noise": 0.0}
 SEARCHES = {  # name: seeds, starting point, variants by name
     "default": ([0, 1], {}, {
@@ -36,8 +36,11 @@ SEARCHES = {  # name: seeds, starting point, variants by name
     }),
     "best, improved": ([0], {**LONG, "epochs": 40}, {
         "as it is": {},
+        "100 epochs": {"epochs": 100},
+        "100 epochs, elastic 1.2 pixels": {"epochs": 100, "elastic": 1.2},
         "no elastic deformation": {"elastic": 0.0},
-        "elastic 0.8 pixels": {"elastic": 0.8},
+        "elastic 0.4 pixels": {"elastic": 0.4},
+        "elastic 1.2 pixels": {"elastic": 1.2},
         "elastic 1.6 pixels": {"elastic": 1.6},
         "no dropout": {"dropout": 0.0},
         "dropout 0.5": {"dropout": 0.5},
@@ -48,7 +51,7 @@ SEARCHES = {  # name: seeds, starting point, variants by name
     }),
     "best, base": ([0], {**LONG, "arch": "base", "epochs": 40, "learning_rate": 0.002}, {
         "as it is": {},
-        "elastic 0.8 pixels": {"elastic": 0.8},
+        "elastic 1.2 pixels": {"elastic": 1.2},
         "no dropout": {"dropout": 0.0},
         "weight decay 0.5": {"weight_decay": 0.5},
         "learning rate 0.005": {"learning_rate": 0.005},
@@ -56,8 +59,8 @@ SEARCHES = {  # name: seeds, starting point, variants by name
     "best, cnn": ([0], {**LONG, "arch": "cnn", "epochs": 12}, {
         "as it is": {},
         "no elastic deformation": {"elastic": 0.0},
-        "elastic 0.8 pixels": {"elastic": 0.8},
-        "elastic 0.8, translation 2 pixels": {"elastic": 0.8, "translation": 2.0},
+        "elastic 1.2 pixels": {"elastic": 1.2},
+        "translation 2 pixels": {"translation": 2.0},
         "weight decay 0.5": {"weight_decay": 0.5},
         "dropout 1": {"dropout": 1.0},
         "learning rate 0.01": {"learning_rate": 0.01},
@@ -66,7 +69,7 @@ SEARCHES = {  # name: seeds, starting point, variants by name
     }),
     "best, nano": ([0], {**LONG, "arch": "nano", "epochs": 20}, {
         "as it is": {},
-        "elastic 0.8 pixels": {"elastic": 0.8},
+        "elastic 1.2 pixels": {"elastic": 1.2},
         "weight decay 0.5": {"weight_decay": 0.5},
         "batch 128": {"batch_size": 128},
         "no label smoothing": {"label_smoothing": 0.0},
@@ -74,9 +77,9 @@ SEARCHES = {  # name: seeds, starting point, variants by name
     "fast": ([0, 1, 2], SHORT, {
         "as it is": {},
         "batch 128": {"batch_size": 128},
-        "batch 128, learning rate 0.02": {"batch_size": 128, "learning_rate": 0.02},
-        "batch 32": {"batch_size": 32},
-        "learning rate 0.005": {"learning_rate": 0.005},
+        "batch 512": {"batch_size": 512},
+        "learning rate 0.01": {"learning_rate": 0.01},
+        "learning rate 0.04": {"learning_rate": 0.04},
         "no label smoothing": {"label_smoothing": 0.0},
         "weight decay 0.5": {"weight_decay": 0.5},
         "float32": {"precision": "float32"},

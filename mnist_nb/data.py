@@ -307,11 +307,11 @@ def augment(images: Tensor,              # (N, 1, H, H) float32 in [0, 1]
     if augmentation.cutout: images = cut_out(images, augmentation.cutout)
     return images.clamp_(0, 1)
 
-# %% ../nbs/00_data.ipynb #3e10b429
+# %% ../nbs/00_data.ipynb #e56373a0
 AUGMENTATIONS = {
     "none": Augmentation(rotation=0.0, scale=0.0, translation=0.0, noise=0.0),
     "affine": Augmentation(),
-    "elastic": Augmentation(stretch=0.1, shear=5.0, elastic=1.2, noise=0.0),
+    "elastic": Augmentation(stretch=0.1, shear=5.0, elastic=0.8, noise=0.0),
 }
 
 

@@ -222,7 +222,7 @@ class EarlyStopping:
 
     def should_stop(self, epoch: int) -> bool: return epoch - self.best_epoch >= self.patience
 
-# %% ../nbs/02_training.ipynb #8ff548e2
+# %% ../nbs/02_training.ipynb #aee1ae99
 HISTORY = ("epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "learning_rate", "gradient_norm",
            "images_per_second", "seconds")
 
@@ -255,7 +255,7 @@ def plot_history(history: pd.DataFrame,  # columns as in `HISTORY`
     draw(axes[1, 1], "gradient norm", history.gradient_norm)
     draw(axes[1, 2], "images per second", history.images_per_second)
     axes[0, 2].set_yscale("log" if history.valid_accuracy.max() < 1 else "linear")
-    axes[0, 2].yaxis.set_minor_formatter(axes[0, 2].yaxis.get_major_formatter())
+    for choose_ticks in (axes[0, 2].yaxis.set_major_formatter, axes[0, 2].yaxis.set_minor_formatter): choose_ticks("{x:g}")
     for axis in axes[0, :2]: axis.legend(frameon=False)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)

@@ -38,7 +38,8 @@ def test_train_writes_a_model_that_loads(trained):
     model, checkpoint = load_model(folder / "best_model.pth")
     assert model(torch.zeros(1, 1, 28, 28)).shape == (1, 10) and checkpoint["settings"]["epochs"] == 2
     history = pd.read_csv(folder / "history.csv")
-    assert list(history.columns) == ["epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "learning_rate", *TIMES]
+    assert list(history.columns) == ["epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "learning_rate",
+                                     "gradient_norm", *TIMES]
     assert len(history) == 2 and history.valid_accuracy.iloc[-1] > 0.6
     assert len(re.findall(r"^epoch \d/2 .* images/s", result.stdout, re.MULTILINE)) == 2
 

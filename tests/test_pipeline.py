@@ -118,6 +118,7 @@ def test_resume_keeps_what_is_unchanged(small_run):
     (["--param", "epoch=3"], "unknown parameter 'epoch': did you mean 'epochs'?"),
     (["--param", "epochs=many"], "parameter epochs='many': a whole number is wanted"),
     (["--param", "arch=improvde"], "did you mean 'improved'?"),
+    (["--recipe", "bset"], "unknown recipe 'bset': did you mean 'best'?"),
     (["--param", "epochs"], "give NAME=VALUE"),
     (["--param", "test_images=0"], "test_images=0 is out of range"),
     (["--param", "valid_images=6001"], "both together at most 60,000"),

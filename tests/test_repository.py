@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, executable
 
 from mnist_nb.pipeline import FULL_RUN, STAGES, declared_parameters
-from mnist_nb.training import Settings
+from mnist_nb.recipes import Settings, apply_recipe
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 
@@ -60,6 +60,7 @@ def test_stage_has_one_parameters_cell_where_its_run_begins(stage):
 def test_a_full_run_trains_with_the_defaults_of_the_commands():
     declared = declared_parameters()
     for name in Settings.__dataclass_fields__: assert declared[name].default == getattr(Settings(), name), name
+    for name, own in Settings.__dataclass_fields__.items(): assert declared[name].help == own.metadata["help"], name
     assert set(FULL_RUN) == {"epochs", "train_images", "valid_images", "test_images"}
 
 
@@ -104,12 +105,14 @@ def test_readme_links_lead_somewhere():
 
 def test_readme_shows_the_figures_that_were_measured():
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    try: import accuracy
+    try: import accuracy, speed  # noqa: E401
     finally: sys.path.pop(0)
-    results = json.loads((ROOT / "benchmarks" / "accuracy.json").read_text())
-    assert accuracy.table(results) in (ROOT / "README.md").read_text()
-    assert all(result["settings"] == asdict(Settings(arch=result["settings"]["arch"], seed=result["settings"]["seed"]))
-               for result in results), "the defaults have changed since: run benchmarks/accuracy.py again"
+    measured = {name: json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in ("accuracy", "speed")}
+    readme = (ROOT / "README.md").read_text()
+    assert accuracy.table(measured["accuracy"]) in readme and speed.table(measured["speed"]) in readme
+    for result in measured["accuracy"]:
+        settings = apply_recipe(result["recipe"], {name: result["settings"][name] for name in ("arch", "seed")})
+        assert result["settings"] == asdict(Settings(**settings)), "a recipe has changed since: run benchmarks/accuracy.py again"
 
 
 def test_a_built_package_holds_the_templates(tmp_path):

@@ -1,0 +1,145 @@
+"""What training promises: to go on exactly after any end, alone or in a team, and to be watched without being changed."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from conftest import command, executable
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mnist_nb import cli
+from mnist_nb.models import load_checkpoint, load_model
+
+WORDS = ["--arch=nano", "--epochs=8", "--train_images=3000", "--valid_images=500", "--batch_size=100", "--learning_rate=0.005", "--cpu",
+         "--precision=bfloat16", "--elastic=1", "--cutout=4"]  # a convolutional network, with all that draws random numbers
+TEAM = ["--arch=base", "--epochs=4", "--train_images=4000", "--valid_images=1000", "--cpu"]
+
+
+def kill_after(words: list[str], epochs: int, seconds: float) -> None:
+    "Starts a training and kills it, children and all, so many seconds after so many epochs."
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+    for line in process.stdout:
+        epochs -= line.startswith("epoch ")
+        if epochs <= 0: break
+    try: process.wait(seconds)
+    except subprocess.TimeoutExpired: pass
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def assert_same(one, other) -> None:
+    "Two trainings came to the same, bit by bit, with the same history but for the times."
+    first, second = (load_checkpoint(folder / "last_model.pth") for folder in (one, other))
+    for name, tensor in first["model"].items(): assert torch.equal(tensor, second["model"][name]), name
+    histories = [pd.read_csv(folder / "history.csv").drop(columns=["images_per_second", "seconds"]) for folder in (one, other)]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    result = command("mnist-train", *WORDS, f"--save_dir={folder}")
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cut_off(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cut")
+    kill_after([executable("mnist-train"), *WORDS, f"--save_dir={folder}"], 2, 0)
+    assert len(load_checkpoint(folder / "last_model.pth")["history"]) < 8
+    return folder
+
+
+def test_killed_three_times_and_resumed_is_the_same(whole, cut_off, tmp_path):
+    folder, draw = shutil.copytree(cut_off, tmp_path / "cut"), random.Random(0)
+    for _ in range(2): kill_after([executable("mnist-train"), *WORDS, f"--save_dir={folder}", "--resume"], 1, draw.uniform(0, 0.5))
+    result = command("mnist-train", *WORDS, f"--save_dir={folder}", "--resume")
+    assert result.returncode == 0 and "resumed after epoch" in result.stdout, result.stderr
+    assert_same(folder, whole)
+
+
+def test_a_full_disk_while_writing_a_checkpoint(whole, cut_off, tmp_path):
+    folder = shutil.copytree(cut_off, tmp_path / "cut")
+    before = {path.name: path.read_bytes() for path in folder.glob("*.pth")}
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    words = [executable("mnist-train"), *WORDS, f"--save_dir={folder}", "--resume"]
+    result = subprocess.run(words, preexec_fn=limit, capture_output=True, text=True)
+    assert result.returncode == 1 and "_model.pth could not be written" in result.stderr and "Traceback" not in result.stderr
+    assert {path.name: path.read_bytes() for path in folder.glob("*.pth")} == before
+    assert not list(folder.glob(".*"))
+    assert command(*["mnist-train", *WORDS, f"--save_dir={folder}", "--resume"]).returncode == 0
+    assert_same(folder, whole)
+
+
+def test_resume_with_another_architecture_is_refused(cut_off, tmp_path, capsys):
+    folder = shutil.copytree(cut_off, tmp_path / "cut")
+    before = (folder / "last_model.pth").read_bytes()
+    with pytest.raises(SystemExit) as end:
+        cli.train([*WORDS, "--arch=cnn", f"--save_dir={folder}", "--resume"])
+    assert end.value.code == 2 and "it was trained with other values of arch" in capsys.readouterr().err
+    assert (folder / "last_model.pth").read_bytes() == before
+
+
+def torchrun(*words: str) -> list[str]:
+    "The command line of two processes with mnist-train."
+    return [executable("torchrun"), "--standalone", "--nproc_per_node=2", executable("mnist-train"), *words]
+
+
+def test_two_processes_train_one_model(tmp_path):
+    alone = command("mnist-train", *TEAM, f"--save_dir={tmp_path / 'alone'}")
+    assert alone.returncode == 0, alone.stderr
+    result = subprocess.run(torchrun(*TEAM, f"--save_dir={tmp_path / 'team'}"), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("epoch 1/4") == result.stdout.count("best epoch") == 1  # one speaks
+    one, two = (pd.read_csv(tmp_path / name / "history.csv") for name in ("alone", "team"))
+    assert len(two) == 4 and abs(two.valid_accuracy.iloc[-1] - one.valid_accuracy.iloc[-1]) < 0.02
+    assert one.learning_rate.tolist() == two.learning_rate.tolist()  # as many steps, of the same global batch
+    load_model(tmp_path / "team" / "best_model.pth")
+
+    kill_after(torchrun(*TEAM, f"--save_dir={tmp_path / 'cut'}"), 2, 0)
+    subprocess.run(torchrun(*TEAM, f"--save_dir={tmp_path / 'cut'}", "--resume"), capture_output=True, timeout=300, check=True)
+    assert_same(tmp_path / "cut", tmp_path / "team")
+    refused = command("mnist-train", *TEAM, f"--save_dir={tmp_path / 'team'}", "--resume")
+    assert refused.returncode == 2 and "other values of processes" in refused.stderr
+
+
+def test_a_batch_that_two_cannot_share_is_refused(tmp_path):
+    result = subprocess.run(torchrun(*TEAM, "--batch_size=33", f"--save_dir={tmp_path}"), capture_output=True, text=True, timeout=300)
+    assert result.returncode != 0 and "batch_size=33 cannot be shared by 2 processes" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorboard_sees_everything_and_changes_nothing(tmp_path):
+    words = ["--arch=base", "--epochs=2", "--train_images=1000", "--valid_images=500", "--cpu"]
+    for name, more in (("plain", []), ("watched", ["--tensorboard"])):
+        assert cli.train([*words, f"--save_dir={tmp_path / name}", *more]) == 0
+    assert_same(tmp_path / "plain", tmp_path / "watched")
+    events = EventAccumulator(str(tmp_path / "watched" / "tensorboard"), size_guidance={"images": 0}).Reload()
+    history = pd.read_csv(tmp_path / "watched" / "history.csv")
+    assert {"train/loss", "valid/accuracy", "learning_rate", "gradient_norm", "images_per_second"} <= set(events.Tags()["scalars"])
+    assert [point.value for point in events.Scalars("valid/loss")] == pytest.approx(history.valid_loss)
+    assert [point.step for point in events.Images("confusion matrix (validation)")] == [1, 2]
+    assert any(tag.startswith("augmented") for tag in events.Tags()["images"])
+
+
+def test_without_tensorboard_the_error_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SystemExit) as end: cli.train(["--epochs=1", "--tensorboard", f"--save_dir={tmp_path}"])
+    assert end.value.code == 2 and "pip install tensorboard" in capsys.readouterr().err
+
+
+def test_what_is_given_wins_over_the_recipe(tmp_path, capsys):
+    cli.train(["--recipe=fast", "--train_images=1000", "--valid_images=100", "--label_smoothing=0.3", f"--save_dir={tmp_path}"])
+    settings = load_checkpoint(tmp_path / "last_model.pth")["settings"]
+    assert settings["arch"] == "nano" and settings["epochs"] == 1 and settings["label_smoothing"] == 0.3
+    assert "recipe fast" in capsys.readouterr().out
