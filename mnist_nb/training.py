@@ -95,7 +95,7 @@ def draw_batches(n: int,                     # training images
     steps = n // batch_size
     return torch.randperm(n, generator=generator)[:steps * batch_size].view(steps, batch_size)[:, share]
 
-# %% ../nbs/02_training.ipynb #abb72ed8
+# %% ../nbs/02_training.ipynb #80a1f269
 class Stopwatch:
     "Adds up the time between laps, by name."
     def __init__(self, device: torch.device):
@@ -104,9 +104,9 @@ class Stopwatch:
 
     def lap(self, name: str) -> None:
         if self.device.type == "cuda": torch.cuda.synchronize()  # else a GPU's work would count for whoever waits for it
-        now = time.perf_counter()
-        if name: self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
-        self.last = now
+        moment = time.perf_counter()
+        if name: self.seconds[name] = self.seconds.get(name, 0.0) + moment - self.last
+        self.last = moment
 
 
 class EpochResult(NamedTuple):
@@ -131,9 +131,9 @@ def train_epoch(model: nn.Module,
     model.train()
     device, lap = images.device, stopwatch.lap if stopwatch else lambda name: None
     loss_sum = correct = norm_sum = torch.zeros((), device=device)
-    every = 16  # the norm of every sixteenth gradient is enough, and costs next to nothing
+    augmentation, every = settings.augmentation, 16  # the norm of every sixteenth gradient is enough, and costs next to nothing
     for step, batch in enumerate(batches.to(device)):
-        x, target = augment(to_unit(images[batch]), settings.augmentation), labels[batch]
+        x, target = augment(to_unit(images[batch]), augmentation), labels[batch]
         lap("augmentation")
         with torch.autocast(device.type, precision, enabled=precision != torch.float32): logits = model(x)
         logits = logits.float()
