@@ -72,13 +72,13 @@ class Settings:
         from mnist_nb.data import Augmentation
         return Augmentation(**{own.name: getattr(self, own.name) for own in fields(Augmentation)})
 
-# %% ../nbs/11_recipes.ipynb #46ef099f
+# %% ../nbs/11_recipes.ipynb #55c18b2e
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "fast": {"arch": "nano", "epochs": 1, "batch_size": 256, "learning_rate": 0.02, "weight_decay": 0.05, "precision": "auto",
              "rotation": 0.0, "scale": 0.0, "translation": 0.0, "noise": 0.0},
-    "best": {"epochs": 100, "batch_size": 256, "learning_rate": 0.005, "weight_decay": 0.05, "dropout": 0.25, "precision": "auto",
-             "patience": 100, "stretch": 0.1, "shear": 5.0, "elastic": 0.8, "noise": 0.0},
+    "best": {"epochs": 60, "batch_size": 256, "learning_rate": 0.005, "weight_decay": 0.05, "dropout": 0.25, "precision": "auto",
+             "patience": 60, "stretch": 0.1, "shear": 5.0, "elastic": 0.8, "noise": 0.0},
 }
 
 
