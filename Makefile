@@ -20,7 +20,7 @@ test: .venv/installed  ## run all tests: lint, notebooks, pytest
 	$(BIN)/python -m pytest tests
 
 bench: .venv/installed  ## measure the speed of training; with nothing else running
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py --output speed.json
 
 lint: .venv/installed  ## check the style of modules, notebooks and tests
 	$(BIN)/ruff check .

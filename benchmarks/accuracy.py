@@ -24,6 +24,12 @@ PLAN = [("default", "base"), ("default", "improved"), ("fast", "nano"), ("best",
         ("best", "cnn")]  # recipe, architecture
 
 
+def is_current(result: dict) -> bool:
+    "Whether a result was measured with its recipe as it is now."
+    settings = result["settings"]
+    return settings == asdict(Settings(**apply_recipe(result["recipe"], {"arch": settings["arch"], "seed": settings["seed"]})))
+
+
 def averaged_accuracy(model: torch.nn.Module, test: Digits) -> float:
     "Accuracy when the probabilities of the image and its eight neighbours, shifted by a pixel, are averaged."
     images = torch.nn.functional.pad(torch.from_numpy(test.images), (1, 1, 1, 1))
@@ -66,7 +72,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
-    results = json.loads(options.output.read_text()) if options.output.exists() else []
+    results = [result for result in json.loads(options.output.read_text()) if is_current(result)] if options.output.exists() else []
     for recipe, arch in [tuple(options.only)] if options.only else PLAN:
         for seed in options.seeds:
             settings = Settings(**apply_recipe(recipe, {"arch": arch, "seed": seed}))

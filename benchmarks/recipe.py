@@ -109,11 +109,11 @@ def summary(results: list[dict], search: str) -> dict[str, list[dict]]:
 
 def table(results: list[dict]) -> str:
     "Validation accuracy and loss of each variant, as Markdown. Losses compare only at the same label smoothing."
-    lines = ["| recipe | variant | validation accuracy | validation loss |", "|---|---|---|---|"]
+    lines = ["| recipe | variant | trainings | validation accuracy | validation loss | seconds |", "|---|---|---|---|---|---|"]
     for search in SEARCHES:
         for name, rows in summary(results, search).items():
-            accuracy, loss = (statistics.mean(row[key] for row in rows) for key in ("valid_accuracy", "valid_loss"))
-            lines.append(f"| {search} | {name} | {accuracy:.2%} | {loss:.4f} |")
+            accuracy, loss, seconds = (statistics.mean(row[key] for row in rows) for key in ("valid_accuracy", "valid_loss", "seconds"))
+            lines.append(f"| {search} | {name} | {len(rows)} | {accuracy:.2%} | {loss:.4f} | {seconds:.0f} |")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""How fast training is, with everything it is compared with measured in the same run: the figures of the README's speed table.
+"""How fast training is, with everything it is compared with measured in the same run: the figures of the README's speed tables.
 
 Run it alone on the machine (`make bench`). Rates are the best of several rounds, taken in turn, so that a slow moment of the
 machine does not fall on one of them alone.
@@ -6,14 +6,12 @@ machine does not fall on one of them alone.
 
 import argparse
 import gzip
-import os
-
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -28,10 +26,10 @@ from torchvision import transforms
 from torchvision.datasets import MNIST
 
 from mnist_nb.data import AUGMENTATIONS, SHA256, find_data, load_digits, split_digits, to_unit
-from mnist_nb.models import create_model
+from mnist_nb.models import ARCHITECTURES, create_model
 from mnist_nb.recipes import Settings, apply_recipe
 from mnist_nb.runs import available_cores, environment, write_json
-from mnist_nb.training import create_optimizer, draw_batches, evaluate, pick_precision, train_epoch
+from mnist_nb.training import TrainingState, create_optimizer, draw_batches, evaluate, pick_precision, train_epoch
 
 CPU, BATCH = torch.device("cpu"), 256
 
@@ -43,8 +41,8 @@ def seconds_of(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def gemm_step(precision: torch.dtype) -> Callable[[], None]:
-    "All matrix multiplications of a training step of `improved`, forward and backward, and nothing else."
+def gemm_rate(precision: torch.dtype, steps: int = 60) -> Callable[[], float]:
+    "Measures all matrix multiplications of a training step of `improved`, forward and backward, and nothing else."
     shapes = [(layer.in_features, layer.out_features) for layer in create_model("improved").modules() if isinstance(layer, nn.Linear)]
     def draw(*shape): return torch.randn(*shape).to(precision)
     layers = [(draw(BATCH, inputs), draw(outputs, inputs), draw(BATCH, outputs), draw(outputs)) for inputs, outputs in shapes]
@@ -54,40 +52,45 @@ def gemm_step(precision: torch.dtype) -> Callable[[], None]:
             torch.addmm(bias, x, weight.t())
             gradient.t() @ x
             if i: gradient @ weight  # the images need no gradient
-    return step
+    return lambda: BATCH * steps / seconds_of(lambda: [step() for _ in range(steps)])
 
 
-def our_epoch(settings: Settings, steps: int) -> Callable[[], object]:
-    "So many steps of our training."
+def our_rate(settings: Settings, steps: int = 60, channels_last: bool = True, compiled: bool = False) -> Callable[[], float]:
+    "Measures our training."
     images, labels = (torch.from_numpy(array) for array in load_digits("train"))
     torch.manual_seed(0)
-    model = create_model(settings.arch, dropout=settings.dropout).to(memory_format=torch.channels_last)
+    model = create_model(settings.arch, dropout=settings.dropout)
+    model = model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     optimizer, _ = create_optimizer(model, settings, CPU)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    network = torch.compile(model) if compiled else model
     batches, precision = torch.randint(len(images), (steps, settings.batch_size)), pick_precision(settings.precision, CPU)
-    return lambda: train_epoch(model, optimizer, scheduler, images, labels, batches, settings, precision)
+    def run() -> object: return train_epoch(network, optimizer, scheduler, images, labels, batches, settings, precision)
+    return lambda: settings.batch_size * steps / seconds_of(run)
 
 
-def usual_rate(transform: nn.Module, steps: int, folder: str) -> float:  # images a second
-    "The pipeline of most tutorials: a transform for each PIL image, a DataLoader with two workers, the same model and optimiser."
-    whole = transforms.Compose([transform, transforms.ToTensor()])
-    loader = DataLoader(MNIST(folder, train=True, transform=whole), batch_size=BATCH, shuffle=True, num_workers=2, drop_last=True)
+def usual_rate(transform: nn.Module, folder: str, steps: int) -> Callable[[], float]:
+    "Measures the pipeline of most tutorials: a transform for each PIL image, a DataLoader with two workers, torch's own layers."
+    data = MNIST(folder, train=True, transform=transforms.Compose([transform, transforms.ToTensor()]))
     torch.manual_seed(0)
     model = create_model("improved")
-    for parent in model.modules():
-        for name, layer in parent.named_children():
-            if isinstance(layer, nn.Dropout): setattr(parent, name, nn.Dropout(layer.p))  # torch's own
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.Dropout): setattr(parent, name, nn.Dropout(layer.p))
     optimizer = torch.optim.AdamW(model.parameters())
-    batches = iter(loader)
-    def step() -> None:
-        images, labels = next(batches)
-        optimizer.zero_grad()
-        loss = cross_entropy(model(images), labels, label_smoothing=0.1)
-        loss.backward()
-        optimizer.step()
-        loss.item()
-    for _ in range(10): step()  # workers have started, and their queue is as full as it will be
-    return BATCH * steps / seconds_of(lambda: [step() for _ in range(steps)])
+
+    def rate() -> float:
+        batches = iter(DataLoader(data, batch_size=BATCH, shuffle=True, num_workers=2, drop_last=True))
+        def step() -> None:
+            images, labels = next(batches)
+            optimizer.zero_grad()
+            loss = cross_entropy(model(images), labels, label_smoothing=0.1)
+            loss.backward()
+            optimizer.step()
+            loss.item()
+        for _ in range(10): step()  # the workers have started, and their queue is as full as it will be
+        return BATCH * steps / seconds_of(lambda: [step() for _ in range(steps)])
+    return rate
 
 
 def unpack_for_torchvision(folder: str) -> None:
@@ -95,6 +98,30 @@ def unpack_for_torchvision(folder: str) -> None:
     raw = Path(folder) / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name in SHA256: (raw / name).write_bytes(gzip.decompress((find_data() / f"{name}.gz").read_bytes()))
+
+
+def measure_rates(rounds: int, folder: str) -> dict[str, list[float]]:  # images a second, by name
+    "All rates, in turn."
+    calls = {}
+    for precision in ("float32", "bfloat16"):
+        calls[f"matrix multiplications alone, {precision}"] = gemm_rate(getattr(torch, precision))
+        for name, augmentation in AUGMENTATIONS.items():
+            calls[f"ours, {name}, {precision}"] = our_rate(Settings(batch_size=BATCH, precision=precision, **asdict(augmentation)))
+    calls["usual, affine"] = usual_rate(transforms.RandomAffine(10, (1 / 28, 1 / 28), (0.9, 1.1)), folder, 60)
+    calls["usual, elastic"] = usual_rate(transforms.ElasticTransform(alpha=40.0, sigma=4.0), folder, 20)  # about 0.8 pixels, as ours
+    for arch in ("improved", "cnn", "nano"):
+        base = {"arch": arch, "batch_size": BATCH, "precision": "bfloat16", **asdict(AUGMENTATIONS["elastic"])}
+        calls[f"{arch}: as in the recipe best"] = our_rate(Settings(**base), 30)
+        calls[f"{arch}: float32"] = our_rate(Settings(**{**base, "precision": "float32"}), 30)
+        if arch != "improved": calls[f"{arch}: not channels-last"] = our_rate(Settings(**base), 30, channels_last=False)
+        if shutil.which("g++"): calls[f"{arch}: torch.compile"] = our_rate(Settings(**base), 30, compiled=True)
+    rates: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        print(f"rates, round {number} of {rounds}", file=sys.stderr, flush=True)
+        for name, call in calls.items():
+            rate = call()
+            if number: rates[name].append(rate)  # round 0 warms up
+    return rates
 
 
 def reference_network() -> nn.Sequential:
@@ -123,72 +150,39 @@ def train_reference(seed: int) -> tuple[float, float]:  # seconds, test accuracy
 
 
 def train_fast(seed: int) -> tuple[float, float]:  # seconds, test accuracy
-    "The recipe `fast`, from the first step to the last: what `fit` does, without validation and checkpoints."
+    "The recipe `fast`: the steps that `fit` takes, without what it does around them."
     settings = Settings(**apply_recipe("fast", {"seed": seed}))
     train, _ = split_digits(load_digits("train"), settings.train_images, settings.valid_images, settings.seed)
     images, labels = (torch.from_numpy(array) for array in train)
-    torch.manual_seed(seed)
-    model = create_model(settings.arch, dropout=settings.dropout).to(memory_format=torch.channels_last)
-    optimizer, scheduler = create_optimizer(model, settings, CPU)
-    order, precision = torch.Generator().manual_seed(seed), pick_precision(settings.precision, CPU)
+    state, precision = TrainingState.start(settings, train, CPU), pick_precision(settings.precision, CPU)
     def run() -> None:
         for _ in range(settings.epochs):
-            batches = draw_batches(len(images), settings.batch_size, order)
-            train_epoch(model, optimizer, scheduler, images, labels, batches, settings, precision)
+            batches = draw_batches(len(images), settings.batch_size, state.order)
+            train_epoch(state.model, state.optimizer, state.scheduler, images, labels, batches, settings, precision)
     seconds, test = seconds_of(run), load_digits("test")
-    return seconds, evaluate(model, torch.from_numpy(test.images), torch.from_numpy(test.labels))[1]
+    return seconds, evaluate(state.model, torch.from_numpy(test.images), torch.from_numpy(test.labels))[1]
 
 
-def peak_memory() -> int:
-    "Bytes that a training process holds at most: `mnist-train --recipe best`, one epoch."
+def measure_fast(seeds: int) -> dict[str, dict[str, list[float]]]:  # "seconds" and "test_accuracy" of "fast" and "reference"
+    "The recipe `fast` and its reference, in turn, each first as often as second."
+    runs = {"fast": [], "reference": []}
+    train = {"fast": train_fast, "reference": train_reference}
+    for name in train: train[name](1000)  # warms up
+    for seed in range(seeds):
+        for name in list(train)[::1 if seed % 2 else -1]:
+            runs[name].append(train[name](seed))
+            print(f"seed {seed}, {name}: {runs[name][-1][0]:.2f} s, {runs[name][-1][1]:.2%}", file=sys.stderr, flush=True)
+    return {name: dict(zip(("seconds", "test_accuracy"), map(list, zip(*values)))) for name, values in runs.items()}
+
+
+def peak_memory(arch: str) -> int | None:  # bytes; None where the system does not tell
+    "What a training process holds at most: `mnist-train --recipe best`, one epoch."
+    if not Path("/proc/self/status").exists(): return None
+    code = ("import sys\nfrom pathlib import Path\nfrom mnist_nb import cli\ncli.train(sys.argv[1:])\n"
+            "print([line.split()[1] for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM')][0])")
     with tempfile.TemporaryDirectory() as folder:
-        words = [str(Path(sys.executable).parent / "mnist-train"), "--recipe", "best", "--epochs", "1", "--save_dir", folder]
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-        usage = os.wait4(process.pid, 0)[2]
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=10, help="trainings of the recipe fast, and of its reference")
-    parser.add_argument("--rounds", type=int, default=8, help="times each rate is taken")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    torch.set_num_threads(available_cores())
-    def say(text): print(text, file=sys.stderr, flush=True)
-
-    calls = {}
-    for precision in ("float32", "bfloat16"):
-        gemms = gemm_step(getattr(torch, precision))
-        calls[f"matrix multiplications alone, {precision}"] = (lambda gemms=gemms: [gemms() for _ in range(60)], 60)
-        for name, augmentation in AUGMENTATIONS.items():
-            settings = Settings(batch_size=BATCH, precision=precision, **asdict(augmentation))
-            calls[f"ours, {name}, {precision}"] = our_epoch(settings, 60), 60
-    rates: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(options.rounds + 1):
-        say(f"rates, round {number} of {options.rounds}")
-        for name, (call, steps) in calls.items():
-            rate = BATCH * steps / seconds_of(call)
-            if number: rates[name].append(rate)  # round 0 warms up
-    with tempfile.TemporaryDirectory() as folder:
-        unpack_for_torchvision(folder)
-        for name, transform, steps in (("affine", transforms.RandomAffine(10, (1 / 28, 1 / 28), (0.9, 1.1)), 100),
-                                       ("elastic", transforms.ElasticTransform(alpha=60.0, sigma=4.0), 30)):
-            say(f"the usual pipeline, {name}")
-            rates[f"usual, {name}"] = [usual_rate(transform, steps, folder) for _ in range(2)]
-    fast, reference = [], []
-    for seed in range(options.seeds):
-        fast.append(train_fast(seed))
-        reference.append(train_reference(seed))
-        say(f"fast: {fast[-1][0]:.2f} s, {fast[-1][1]:.2%}; its reference: {reference[-1][0]:.2f} s, {reference[-1][1]:.2%}")
-    say("memory")
-    results = {"images_per_second": rates, "fast": {"seconds": [run[0] for run in fast], "test_accuracy": [run[1] for run in fast]},
-               "reference": {"seconds": [run[0] for run in reference], "test_accuracy": [run[1] for run in reference]},
-               "peak_memory_bytes": peak_memory(), "environment": environment()}
-    write_json(options.output, results)
-    print(table(results))
-    plot(results).savefig(options.output.with_suffix(".png"), dpi=80)
+        words = [sys.executable, "-c", code, "--recipe", "best", "--arch", arch, "--epochs", "1", "--save_dir", folder]
+        return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1]) * 1024
 
 
 def table(results: dict) -> str:
@@ -200,30 +194,56 @@ def table(results: dict) -> str:
         lines.append(f"| matrix multiplications alone, {precision} | {gemm:,.0f} | | |")
         for name in AUGMENTATIONS:
             ours, usual = best[f"ours, {name}, {precision}"], best.get(f"usual, {name}")
-            lines.append(f"| ours, `{name}`, {precision} | {ours:,.0f} | {ours / gemm:.2f} | {f'{ours / usual:.1f}' if usual else ''} |")
+            times = f"{ours / usual:.1f}" if usual and precision == "float32" else ""  # in the same number format
+            lines.append(f"| ours, `{name}`, {precision} | {ours:,.0f} | {ours / gemm:.2f} | {times} |")
     lines += [f"| the usual pipeline, {name}, float32 | {best[f'usual, {name}']:,.0f} | | |" for name in ("affine", "elastic")]
-    def spread(values, digits=2, factor=1): return (f"{statistics.mean(values) * factor:.{digits}f} ± "
-                                                    f"{statistics.stdev(values) * factor if len(values) > 1 else 0:.{digits}f}")
-    lines += ["", f"| {len(results['fast']['seconds'])} seeds | training time | test accuracy |", "|---|---|---|"]
-    for name, key in (("recipe `fast`", "fast"), ("a plain CNN, one epoch", "reference")):
-        lines.append(f"| {name} | {spread(results[key]['seconds'])} s | {spread(results[key]['test_accuracy'], factor=100)}% |")
-    share = statistics.mean(results["fast"]["seconds"]) / statistics.mean(results["reference"]["seconds"])
-    lines += ["", f"`fast` takes {share:.2f} of the plain CNN's time. A training process holds at most "
-              f"{results['peak_memory_bytes'] / 1e9:.2f} GB (`mnist-train --recipe best`)."]
+    lines += ["", "| images/s, elastic, batch 256 | as in `best` | float32 instead | not channels-last | with `torch.compile` |",
+              "|---|---|---|---|---|"]
+    for arch in ("improved", "cnn", "nano"):
+        variants = (f"{arch}: {name}" for name in ("as in the recipe best", "float32", "not channels-last", "torch.compile"))
+        lines.append(f"| `{arch}` | " + " | ".join(f"{best[name]:,.0f}" if name in best else "" for name in variants) + " |")
+    def spread(values, factor=1): return (f"{statistics.mean(values) * factor:.2f} ± "
+                                          f"{statistics.stdev(values) * factor if len(values) > 1 else 0:.2f}")
+    fast, reference = results["fast"], results["reference"]
+    lines += ["", f"| {len(fast['seconds'])} seeds | training time | test accuracy |", "|---|---|---|"]
+    for name, runs in (("recipe `fast`", fast), ("a plain CNN, one epoch", reference)):
+        lines.append(f"| {name} | {spread(runs['seconds'])} s | {spread(runs['test_accuracy'], 100)}% |")
+    lines += ["", f"`fast` takes {statistics.mean(fast['seconds']) / statistics.mean(reference['seconds']):.2f} of the plain CNN's time."]
+    if memory := {arch: size for arch, size in results["peak_memory_bytes"].items() if size}:
+        largest = max(memory, key=memory.get)
+        lines[-1] += f" A training process holds {memory[largest] / 1e9:.2f} GB at most (`mnist-train --recipe best --arch {largest}`)."
     return "\n".join(lines)
 
 
 def plot(results: dict) -> Figure:
-    "Rates as bars."
-    best = {name: max(values) for name, values in results["images_per_second"].items()}
+    "Rates of `improved` as bars."
+    best = {name: max(values) for name, values in results["images_per_second"].items() if ":" not in name}
     names = list(best)[::-1]
     colours = ["C7" if name.startswith("matrix") else "C1" if name.startswith("usual") else "C0" for name in names]
-    figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9, 3.6), layout="constrained")
     bars = axis.barh(names, [best[name] for name in names], color=colours)
     axis.bar_label(bars, [f" {best[name]:,.0f}" for name in names], fontsize=8)
     axis.set(xlabel="images per second, improved, batch 256", xlim=(0, max(best.values()) * 1.12))
     axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10, help="trainings of the recipe fast, and of its reference")
+    parser.add_argument("--rounds", type=int, default=8, help="times each rate is taken")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    options = parser.parse_args()
+    torch.set_num_threads(available_cores())
+    results = measure_fast(options.seeds)
+    with tempfile.TemporaryDirectory() as folder:
+        unpack_for_torchvision(folder)
+        results["images_per_second"] = measure_rates(options.rounds, folder)
+    print("memory", file=sys.stderr, flush=True)
+    results["peak_memory_bytes"] = {arch: peak_memory(arch) for arch in ARCHITECTURES}
+    write_json(options.output, {**results, "environment": environment()})
+    print(table(results))
+    plot(results).savefig(options.output.with_suffix(".png"), dpi=80)
 
 
 if __name__ == "__main__": main()

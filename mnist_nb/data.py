@@ -9,14 +9,14 @@ __all__ = ['SHA256', 'SPLITS', 'AUGMENTATIONS', 'parse_idx', 'read_archive', 'ha
            'elastic_basis', 'cut_out', 'augment', 'augmentation_grid', 'one_of_each', 'extract_samples',
            'class_balance', 'plot_class_balance']
 
-# %% ../nbs/00_data.ipynb #76b813e4
+# %% ../nbs/00_data.ipynb #821c08a7
 import gzip
 import hashlib
 import math
 import os
 import tempfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -206,17 +206,17 @@ def to_unit(images: Tensor,  # (N, 28, 28) uint8
     "Raw images as the input of a model, on the device where they are."
     return images.unsqueeze(1).float().div_(255)
 
-# %% ../nbs/00_data.ipynb #d16a653c
+# %% ../nbs/00_data.ipynb #fffe5951
 @dataclass(frozen=True)
 class Augmentation:
     "How far an image may be changed. Each amount is drawn anew for each image."
     rotation: float = 10.0    # degrees, at most, either way; 0 to 180
-    scale: float = 0.1        # a size between 1 - scale and 1 + scale; 0 to below 1
-    stretch: float = 0.0      # wider by up to 1 + stretch and lower by as much, or the reverse; 0 to below 1
+    scale: float = 0.1        # a size between 1 - scale and 1 + scale; 0 to 0.99
+    stretch: float = 0.0      # wider by up to 1 + stretch and lower by as much, or the reverse; 0 to 0.99
     shear: float = 0.0        # degrees of slant, at most, either way; 0 to 60
     translation: float = 1.0  # pixels, at most, each way; 0 to 14
-    elastic: float = 0.0      # pixels by which a point wavers (standard deviation, each way); 0 to 14
-    smoothness: float = 4.0   # pixels over which points waver together (sigma of a Gaussian); 2 to 14
+    elastic: float = 0.0      # pixels by which a point is displaced (standard deviation, each way); 0 to 14
+    smoothness: float = 4.0   # pixels over which neighbours move together (sigma of a Gaussian); 2 to 14
     noise: float = 0.01       # standard deviation of Gaussian noise on [0, 1]; 0 to 1
     cutout: float = 0.0       # pixels a side of a square left out, as paper; 0 to 28
 
@@ -226,6 +226,11 @@ class Augmentation:
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"augmentation {name}={getattr(self, name)} is out of range: give {low} to {high}.")
+
+    @property
+    def is_none(self) -> bool:
+        "Whether it leaves images as they are."
+        return not any(amount for name, amount in asdict(self).items() if name != "smoothness")
 
 # %% ../nbs/00_data.ipynb #d6cbe6c3
 def affine_matrices(angle: Tensor,    # (N,) degrees, clockwise
@@ -277,7 +282,7 @@ def elastic_basis(smoothness: float,     # sigma of the Gaussian filter, pixels
     axis /= np.linalg.norm(axis, axis=1, keepdims=True)  # the variance is 1 everywhere, also after leaving out the smallest
     return torch.from_numpy(np.kron(axis, axis).T).float().contiguous().to(device)
 
-# %% ../nbs/00_data.ipynb #8900908c
+# %% ../nbs/00_data.ipynb #61d69ae9
 def cut_out(images: Tensor,  # (N, 1, H, H) float
             side: float,      # pixels
            ) -> Tensor:      # same shape
@@ -292,7 +297,7 @@ def augment(images: Tensor,              # (N, 1, H, H) float32 in [0, 1]
             augmentation: Augmentation,
            ) -> Tensor:                  # same shape, device and range
     "A random variant of each image. Draws from torch's global random generator of the device."
-    if augmentation == AUGMENTATIONS["none"]: return images
+    if augmentation.is_none: return images
     n, size, device = len(images), images.shape[-1], images.device
     def uniform(limit, *shape): return (torch.rand(n, *shape, device=device) * 2 - 1) * limit
     size_factor, stretch = 1 + uniform(augmentation.scale), torch.exp(uniform(math.log1p(augmentation.stretch)))

@@ -35,13 +35,14 @@ def architecture(name: str,  # what `arch` and `--arch` will call it
         return build
     return register
 
-# %% ../nbs/01_models.ipynb #27021380
+# %% ../nbs/01_models.ipynb #657716d9
 class Dropout(nn.Dropout):
-    "torch's dropout, with the probability rounded to a multiple of 1/256. Draws from the global random generator of the device."
+    "torch's dropout; on a CPU, with the probability rounded to a multiple of 1/256. Draws from the global random generator."
     def forward(self, x: Tensor) -> Tensor:  # any shape
         dropped = round(self.p * 256)
+        if x.device.type != "cpu" or dropped >= 256: return super().forward(x)  # a GPU has a fast one
         if not self.training or not dropped: return x
-        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device).random_(-2**63, None)
+        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-2**63, None)
         kept = words.view(torch.uint8)[:x.numel()].view(x.shape) >= dropped
         return x * kept.to(x.dtype).mul_(256 / (256 - dropped))  # the mean stays what it was
 
@@ -76,7 +77,7 @@ def improved() -> nn.Sequential:
     return mlp([1024, 512, 256, 128], [0.4, 0.4, 0.3, 0.2], batch_norm=True,
                initialise=lambda weight: nn.init.kaiming_uniform_(weight, nonlinearity="relu"))
 
-# %% ../nbs/01_models.ipynb #8b2d0853
+# %% ../nbs/01_models.ipynb #1b577a1e
 def convolution(inputs: int,        # channels
                 outputs: int,       # channels
                 kernel: int = 3,     # pixels a side
@@ -90,7 +91,7 @@ def convolution(inputs: int,        # channels
 
 @architecture("cnn")
 def cnn() -> nn.Sequential:
-    "28²→14² (3 convolutions of 32 channels)→7² (3 of 64)→3² (1 of 128)→10, BatchNorm, ReLU, max pooling, dropout 0.2."
+    "28²→14² (3 convolutions of 32 channels)→7² (3 of 64)→1² (1 of 128)→10, BatchNorm, ReLU, max pooling, dropout 0.2."
     return nn.Sequential(
         *convolution(1, 32, kernel=5, stride=2), *convolution(32, 32), *convolution(32, 32), nn.MaxPool2d(2),
         *convolution(32, 64), *convolution(64, 64), *convolution(64, 64), nn.MaxPool2d(2),
@@ -104,7 +105,7 @@ def nano() -> nn.Sequential:
         *convolution(1, 32, kernel=7, stride=3, padding=0), *convolution(32, 64, padding=0), *convolution(64, 64, padding=0),
         nn.Conv2d(64, 10, 4), nn.Flatten())  # as Flatten and Linear, but without turning the channels around
 
-# %% ../nbs/01_models.ipynb #e53a4c43
+# %% ../nbs/01_models.ipynb #e975ddfe
 class Normalize(nn.Module):
     "Shifts and scales pixels to mean 0 and standard deviation 1."
     def __init__(self, mean: float, std: float):  # of the training pixels, in [0, 1]
@@ -123,7 +124,9 @@ def create_model(arch: str,            # a name in `ARCHITECTURES`
     "A new model with freshly drawn weights (from torch's global random generator)."
     network = ARCHITECTURES[choose("architecture", arch, ARCHITECTURES)]()
     for layer in network.modules():
-        if isinstance(layer, nn.Dropout): layer.p *= dropout
+        if not isinstance(layer, nn.Dropout): continue
+        layer.p *= dropout
+        if layer.p >= 1: raise InputError(f"dropout={dropout} makes a dropout probability of {layer.p:.2f} in {arch}: give less.")
     return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), network=network))
 
 

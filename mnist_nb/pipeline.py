@@ -430,7 +430,7 @@ def forget_stage(stage: str,
     for other, later in STAGES.items():
         if set(later.inputs) & set(own.outputs): forget_stage(other, run_path)
 
-# %% ../nbs/08_pipeline.ipynb #313986fa
+# %% ../nbs/08_pipeline.ipynb #2f82d269
 def plan_run(name: str,               # becomes the folder
              given: dict[str, Any],    # parameters that differ from a full run's
              kernel: str | None,       # None: python3, or on resuming the kernel of before
@@ -448,10 +448,13 @@ def plan_run(name: str,               # becomes the folder
     if strangers and "stages" not in before:
         raise InputError(f"{run_path} holds files of something other than a run, such as {strangers[0]}: "
                          "move it away, or use another name.")
-    if not resume: before = {}
+    if resume and recipe not in (None, before.get("recipe", "default")):
+        raise InputError(f"run {name!r} was started with the recipe {before.get('recipe', 'default')!r}: "
+                         "leave out --recipe to go on with it, or leave out --resume to start anew.")
+    if not resume: before, given = {}, apply_recipe(recipe or "default", given)
     declared = declared_parameters()
     kept = {key: value for key, value in before.get("parameters", {}).items() if key in declared}
-    parameters = check_parameters({**kept, **apply_recipe(recipe or "default", given)})
+    parameters = check_parameters({**kept, **given})
     return {"run": name, "created": now(), "stages": {}, "metrics": {}, **before, "status": "running", "error": None, "finished": None,
             "recipe": recipe or before.get("recipe", "default"), "parameters": parameters, "seed": parameters["seed"],
             "kernel": check_kernel(kernel or before.get("kernel", "python3")), **environment()}

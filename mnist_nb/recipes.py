@@ -14,7 +14,7 @@ from .runs import InputError, choose
 
 if TYPE_CHECKING: from mnist_nb.data import Augmentation
 
-# %% ../nbs/11_recipes.ipynb #8cf19cf2
+# %% ../nbs/11_recipes.ipynb #ea47c0a2
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -26,27 +26,27 @@ def setting(default: Any, help: str) -> Any:
 @dataclass(frozen=True)
 class Settings:
     "All that decides the outcome of a training. A value out of range raises an `InputError`."
-    arch: str = setting("improved", "architecture: base, improved, cnn or nano")
+    arch: str = setting("improved", "architecture: base, improved, cnn, nano or one of your own")
     epochs: int = setting(10, "passes over the training images")
-    batch_size: int = setting(64, "images a step")
-    learning_rate: float = setting(0.001, "the highest of the one-cycle schedule")
-    weight_decay: float = setting(0.5, "of AdamW")
+    batch_size: int = setting(64, "images per step")
+    learning_rate: float = setting(0.001, "highest learning rate of the one-cycle schedule")
+    weight_decay: float = setting(0.5, "weight decay of AdamW")
     label_smoothing: float = setting(0.1, "share of the target spread over all digits")
-    dropout: float = setting(1.0, "times the dropout probabilities of the architecture")
+    dropout: float = setting(1.0, "factor on the dropout probabilities of the architecture")
     patience: int = setting(5, "epochs without a lower validation loss before stopping early")
     rotation: float = setting(10.0, "augmentation: degrees, at most, either way")
     scale: float = setting(0.1, "augmentation: size between 1 - scale and 1 + scale")
     stretch: float = setting(0.0, "augmentation: wider and lower by up to this share, or the reverse")
     shear: float = setting(0.0, "augmentation: degrees of slant, at most, either way")
     translation: float = setting(1.0, "augmentation: pixels, at most, each way")
-    elastic: float = setting(0.0, "augmentation: pixels by which points of the digit waver (standard deviation)")
-    smoothness: float = setting(4.0, "augmentation: pixels over which they waver together")
+    elastic: float = setting(0.0, "augmentation: pixels by which points of the digit are displaced (standard deviation)")
+    smoothness: float = setting(4.0, "augmentation: pixels over which neighbours are displaced together")
     noise: float = setting(0.01, "augmentation: standard deviation of the noise, for pixels in [0, 1]")
     cutout: float = setting(0.0, "augmentation: pixels a side of a square left out")
-    precision: str = setting("float32", "of the layers while training: float32, bfloat16 or auto")
+    precision: str = setting("float32", "number format of the layers while training: float32, bfloat16 or auto")
     train_images: int = setting(54_000, "images to train on; with valid_images, at most 60,000")
     valid_images: int = setting(6_000, "images to choose and stop by")
-    seed: int = setting(0, "of split, weights, order, augmentation and dropout")
+    seed: int = setting(0, "of split, weights, order of the images, augmentation and dropout")
 
     def __post_init__(self):
         from mnist_nb.data import check_split  # here, not above: a command's --help needs the fields, but not torch
@@ -72,7 +72,7 @@ class Settings:
         from mnist_nb.data import Augmentation
         return Augmentation(**{own.name: getattr(self, own.name) for own in fields(Augmentation)})
 
-# %% ../nbs/11_recipes.ipynb #55c18b2e
+# %% ../nbs/11_recipes.ipynb #28aac686
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "fast": {"arch": "nano", "epochs": 1, "batch_size": 256, "learning_rate": 0.02, "weight_decay": 0.05, "precision": "auto",
@@ -84,6 +84,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def apply_recipe(recipe: str,            # a name in `RECIPES`
                  given: dict[str, Any],   # settings by name, which win over the recipe's
-                ) -> dict[str, Any]:     # settings that differ from the defaults, or might
+                ) -> dict[str, Any]:     # keyword arguments for `Settings`
     "The changes that a recipe makes to the defaults, and `given` on top."
     return {**RECIPES[choose("recipe", recipe, RECIPES)], **given}

@@ -6,8 +6,8 @@
 __all__ = ['DEVICES', 'HISTORY', 'pick_device', 'pick_precision', 'create_optimizer', 'learning_rates', 'draw_batches',
            'Stopwatch', 'EpochResult', 'train_epoch', 'predict_logits', 'measure', 'evaluate', 'time_steps',
            'EarlyStopping', 'write_history', 'epoch_line', 'plot_history', 'TrainingState', 'random_state',
-           'load_resumable', 'Team', 'join_team', 'EpochEnd', 'LiveCurves', 'TensorBoard', 'progress_bar', 'fit',
-           'plot_first_layer', 'run_checkpoint']
+           'load_resumable', 'Team', 'process_seed', 'join_team', 'EpochEnd', 'LiveCurves', 'TensorBoard',
+           'progress_bar', 'fit', 'plot_first_layer', 'run_checkpoint']
 
 # %% ../nbs/02_training.ipynb #11cbd2fd
 import csv
@@ -52,15 +52,16 @@ def pick_device(name: str = "auto",  # one of `DEVICES`; "auto" takes CUDA, else
                          "install its driver and a torch build for it, or use 'cpu' or 'auto'.")
     return torch.device(name)
 
-# %% ../nbs/02_training.ipynb #b4056b0d
+# %% ../nbs/02_training.ipynb #d62d7a2d
 def pick_precision(name: str,             # one of `PRECISIONS`; "auto" takes bfloat16 where the device has instructions for it
                    device: torch.device,
                   ) -> torch.dtype:
     "The number format to compute the layers in while training."
     if choose("precision", name, PRECISIONS) != "auto": return getattr(torch, name)
-    if device.type == "cuda": return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    has = getattr(torch.cpu, "get_capabilities", dict)()
-    pays = device.type == "cpu" and any(has.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    if device.type == "cuda": pays = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch cannot tell
+        pays = device.type == "cpu" and any(has.get(name) for name in ("avx512_bf16", "amx_bf16"))
     return torch.bfloat16 if pays else torch.float32
 
 # %% ../nbs/02_training.ipynb #8e69ab55
@@ -95,7 +96,7 @@ def draw_batches(n: int,                     # training images
     steps = n // batch_size
     return torch.randperm(n, generator=generator)[:steps * batch_size].view(steps, batch_size)[:, share]
 
-# %% ../nbs/02_training.ipynb #80a1f269
+# %% ../nbs/02_training.ipynb #a769d4e1
 class Stopwatch:
     "Adds up the time between laps, by name."
     def __init__(self, device: torch.device):
@@ -103,7 +104,7 @@ class Stopwatch:
         self.lap("")
 
     def lap(self, name: str) -> None:
-        if self.device.type == "cuda": torch.cuda.synchronize()  # else a GPU's work would count for whoever waits for it
+        if self.device.type != "cpu": torch.accelerator.synchronize()  # else a GPU's work would count for whoever waits for it
         moment = time.perf_counter()
         if name: self.seconds[name] = self.seconds.get(name, 0.0) + moment - self.last
         self.last = moment
@@ -129,9 +130,10 @@ def train_epoch(model: nn.Module,
                ) -> EpochResult:
     "One pass over the images."
     model.train()
-    device, lap = images.device, stopwatch.lap if stopwatch else lambda name: None
-    loss_sum = correct = norm_sum = torch.zeros((), device=device)
-    augmentation, every = settings.augmentation, 16  # the norm of every sixteenth gradient is enough, and costs next to nothing
+    device, augmentation = images.device, settings.augmentation
+    lap = stopwatch.lap if stopwatch else lambda name: None
+    loss_sum = correct = torch.zeros((), device=device)
+    norms = []
     for step, batch in enumerate(batches.to(device)):
         x, target = augment(to_unit(images[batch]), augmentation), labels[batch]
         lap("augmentation")
@@ -141,8 +143,8 @@ def train_epoch(model: nn.Module,
         lap("forward")
         loss.backward()
         lap("backward")
-        if step % every == 0:
-            norm_sum = norm_sum + nn.utils.get_total_norm([weight.grad for weight in model.parameters()])
+        if step % 16 == 0:  # a sample is enough, and costs next to nothing
+            norms.append(nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None]))
             lap("gradient norm")
         optimizer.step()
         scheduler.step()
@@ -153,7 +155,7 @@ def train_epoch(model: nn.Module,
         if bar is not None: bar.update(len(batch))
         lap("the rest")
     steps = len(batches)
-    return EpochResult(loss_sum.item() / steps, correct.item() / batches.numel(), norm_sum.item() / len(range(0, steps, every)))
+    return EpochResult(loss_sum.item() / steps, correct.item() / batches.numel(), torch.stack(norms).mean().item())
 
 
 @torch.no_grad()
@@ -264,7 +266,7 @@ def plot_history(history: pd.DataFrame,  # columns as in `HISTORY`
     for axis in axes[1]: axis.set_xlabel("epoch")
     return figure
 
-# %% ../nbs/02_training.ipynb #214a297c
+# %% ../nbs/02_training.ipynb #61cf4cf9
 @dataclass
 class TrainingState:
     "What a training is made of between two epochs."
@@ -292,12 +294,14 @@ class TrainingState:
     def checkpoint(self, settings: Settings,
                    device: torch.device,
                    random_states: list[dict[str, Tensor]],  # of each process, from `random_state`
+                   precision: torch.dtype,                  # of the layers
                   ) -> dict[str, Any]:
         "All of it, as tensors, numbers and strings."
         return {"arch": settings.arch, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(), "stopping": asdict(self.stopping), "history": self.history,
                 "order": self.order.get_state(), "random_states": random_states, "processes": len(random_states),
-                "settings": asdict(settings), "device": device.type, "created": now()}
+                "settings": asdict(settings), "device": device.type, "precision": str(precision), "threads": torch.get_num_threads(),
+                "created": now()}
 
     def restore(self, checkpoint: dict[str, Any],
                 rank: int,  # of this process
@@ -310,12 +314,14 @@ class TrainingState:
         self.order.set_state(checkpoint["order"])
         state = checkpoint["random_states"][rank]
         torch.set_rng_state(state["cpu"])
-        if "cuda" in state: torch.cuda.set_rng_state(state["cuda"])
+        for name in state.keys() - {"cpu"}: torch.get_device_module(name).set_rng_state(state[name])
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
     "The state of the global random generators."
-    return {"cpu": torch.get_rng_state(), **({"cuda": torch.cuda.get_rng_state()} if device.type == "cuda" else {})}
+    state = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu": state[device.type] = torch.get_device_module(device).get_rng_state()
+    return state
 
 
 def load_resumable(path: str | Path,
@@ -323,18 +329,20 @@ def load_resumable(path: str | Path,
                    device: torch.device,
                    processes: int = 1,
                   ) -> dict[str, Any]:
-    "A checkpoint, provided that it was made with the same settings, device and number of processes."
+    "A checkpoint, provided that it was made with the same settings, device, number format and number of processes."
     try: checkpoint = load_checkpoint(path)
-    except InputError as error: raise InputError(f"{error} To start from the beginning, delete it.") from None
-    saved = {**checkpoint.get("settings", {}), "device": checkpoint.get("device"), "processes": checkpoint.get("processes")}
-    wanted = {**asdict(settings), "device": device.type, "processes": processes}
+    except InputError as error:
+        raise InputError(f"{error} To go on from the best epoch, copy best_model.pth over it; to start again, delete it.") from None
+    saved = {**checkpoint.get("settings", {}), **{name: checkpoint.get(name) for name in ("device", "processes", "precision")}}
+    wanted = {**asdict(settings), "device": device.type, "processes": processes,
+              "precision": str(pick_precision(settings.precision, device))}  # what "auto" came to
     different = [name for name, value in wanted.items() if name not in saved or saved[name] != value]
     if different:
         raise InputError(f"{path} cannot be resumed: it was trained with other values of {', '.join(different)}. "
                          "Give the same values, or delete it to start from the beginning.")
     return checkpoint
 
-# %% ../nbs/02_training.ipynb #3d756fe6
+# %% ../nbs/02_training.ipynb #12aca4d7
 @dataclass(frozen=True)
 class Team:
     "The processes that train a model together."
@@ -361,23 +369,31 @@ class Team:
         return model if self.size == 1 else DistributedDataParallel(model)
 
 
+def process_seed(seed: int, rank: int) -> int:
+    "A seed for the random stream of a process: that of the settings for the first, unrelated ones for the others."
+    return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]) if rank else seed
+
+
 @contextmanager
 def join_team(device: torch.device, batch_size: int) -> Iterator[tuple[Team, torch.device]]:
     "This process's place among those that torchrun started, and its own device. Alone without torchrun."
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    if size == 1:
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         yield Team(), device
         return
-    if batch_size % size: raise InputError(f"batch_size={batch_size} cannot be shared by {size} processes: give a multiple of {size}.")
-    rank, local_rank, nearby = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    size, rank, local_rank, nearby = (int(os.environ[name]) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    if batch_size % size or batch_size < 2 * size:
+        raise InputError(f"batch_size={batch_size} cannot be shared by {size} processes: give a multiple of {size}, at least {2 * size}.")
+    if device.type == "mps": raise InputError("several processes cannot share an MPS device: train on the CPU, or in one process.")
     if device.type == "cuda":
+        if nearby > torch.cuda.device_count():
+            raise InputError(f"{nearby} processes need as many GPUs, and there are {torch.cuda.device_count()}: start fewer.")
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try: yield Team(rank, size, nearby), device
     finally: torch.distributed.destroy_process_group()
 
-# %% ../nbs/02_training.ipynb #0b043587
+# %% ../nbs/02_training.ipynb #1aa5d18d
 class EpochEnd(NamedTuple):
     "What a watcher gets to see."
     history: list[dict[str, float]]  # a row an epoch, see `HISTORY`
@@ -394,32 +410,35 @@ class LiveCurves:
     def __call__(self, end: EpochEnd) -> None:
         from IPython.display import display
         if "ipykernel" not in sys.modules or os.environ.get("TQDM_DISABLE") == "1": return
-        figure = plot_history(pd.DataFrame(end.history))
-        if self.handle: self.handle.update(figure)
-        else: self.handle = display(figure, display_id=True)
+        figure, words = plot_history(pd.DataFrame(end.history)), {"image/png": {"alt": f"Learning curves of {len(end.history)} epochs."}}
+        if self.handle: self.handle.update(figure, metadata=words)
+        else: self.handle = display(figure, display_id=True, metadata=words)
         plt.close(figure)
 
 
 class TensorBoard:
-    "Event files: all of the history, augmented images before the first epoch, the validation's confusion matrix for each."
+    "Event files: all of the history, a grid of augmented images, and the validation's confusion matrix after each epoch."
     def __init__(self, folder: str | Path):  # made if need be
         try: from torch.utils.tensorboard import SummaryWriter
         except ImportError: raise InputError("TensorBoard is not installed: `pip install tensorboard`, or leave it out.") from None
-        self.create, self.writer = lambda step: SummaryWriter(str(folder), purge_step=step), None
+        self.create, self.writer = lambda: SummaryWriter(str(folder), purge_step=1), None
 
     def __call__(self, end: EpochEnd) -> None:
-        row, epoch = end.history[-1], end.history[-1]["epoch"]
+        epoch, rows = end.history[-1]["epoch"], end.history[-1:]
         if self.writer is None:
-            self.writer = self.create(epoch)  # a training that was resumed replaces what came after
+            self.writer, rows = self.create(), end.history  # what was there of a training that was resumed is written anew
             with torch.random.fork_rng():
                 variants = augment(to_unit(end.train_images[:64]), end.settings.augmentation)
             self.writer.add_images("augmented", 1 - variants, epoch)
-        for name in HISTORY[1:]: self.writer.add_scalar(name.replace("train_", "train/").replace("valid_", "valid/"), row[name], epoch)
-        matrix = ConfusionMatrixDisplay.from_predictions(end.valid_labels.cpu(), end.valid_logits.argmax(1).cpu(), colorbar=False)
+        for row in rows:
+            for name in HISTORY[1:]:
+                self.writer.add_scalar(name.replace("train_", "train/").replace("valid_", "valid/"), row[name], row["epoch"])
+        matrix = ConfusionMatrixDisplay.from_predictions(end.valid_labels.cpu(), end.valid_logits.argmax(1).cpu(), labels=range(10),
+                                                         colorbar=False)
         self.writer.add_figure("confusion matrix (validation)", matrix.figure_, epoch)
         self.writer.flush()
 
-# %% ../nbs/02_training.ipynb #0cb51c5b
+# %% ../nbs/02_training.ipynb #f2d8acb1
 def progress_bar(description: str, images: int, team: Team) -> tqdm:
     "A bar with images per second where someone can watch it, in JupyterLab or a terminal: not in log files."
     in_kernel = "ipykernel" in sys.modules
@@ -448,12 +467,16 @@ def fit(settings: Settings,
         train, valid = split_digits(digits or load_digits("train"), settings.train_images, settings.valid_images, settings.seed)
         train_tensors, valid_tensors = ([torch.from_numpy(array).to(device) for array in part] for part in (train, valid))
         state = TrainingState.start(settings, train, device)
-        if team.rank: torch.manual_seed(settings.seed + team.rank * 2**32)  # other augmentation and dropout in each process
+        if team.rank: torch.manual_seed(process_seed(settings.seed, team.rank))  # augmentation and dropout of its own
         if checkpoint:
             state.restore(checkpoint, team.rank)
             if team.rank == 0:
+                for leftover in save_dir.glob(".*.tmp.*"): leftover.unlink()  # of a process that was killed while writing
                 write_history(history_path, state.history)
                 print(f"resumed after epoch {len(state.history)} of {settings.epochs}", flush=True)
+                if checkpoint["threads"] != torch.get_num_threads():
+                    print(f"it was trained in {checkpoint['threads']} threads, and goes on in {torch.get_num_threads()}: "
+                          "the last digits of the weights may differ", flush=True)
         network = team.wrap(state.model)
 
         while not state.is_over(settings):
@@ -476,7 +499,7 @@ def fit(settings: Settings,
                                                     state.scheduler.get_last_lr()[0], result.gradient_norm, rate,
                                                     time.perf_counter() - start))))
             if team.rank: continue
-            checkpoint = state.checkpoint(settings, device, random_states)
+            checkpoint = state.checkpoint(settings, device, random_states, precision)
             if is_best: save_checkpoint(best, checkpoint)
             write_history(history_path, state.history)
             save_checkpoint(last, checkpoint)  # at the end: what the last one says was done, was done
@@ -486,15 +509,17 @@ def fit(settings: Settings,
             print(f"stopped early: no lower validation loss since epoch {state.stopping.best_epoch}", flush=True)
     return pd.DataFrame(state.history)
 
-# %% ../nbs/02_training.ipynb #204c699f
+# %% ../nbs/02_training.ipynb #4dc031b7
 def plot_first_layer(model: nn.Module,
                      units: int = 40,  # at most, those with the largest weights
                     ) -> Figure:
     "The weights of the first layer's units, each scaled by its largest."
     first = next(layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d)))
     weights = first.weight.detach().cpu().float()
-    side = 28 if isinstance(first, nn.Linear) else first.kernel_size[0]
-    weights = weights.view(-1, side, side)
+    if isinstance(first, nn.Conv2d): weights = weights[:, 0]
+    else:
+        side = math.isqrt(first.in_features)
+        weights = weights.view(len(weights), *((side, side) if side**2 == first.in_features else (1, -1)))  # an image, or else a strip
     strongest = weights.flatten(1).norm(dim=1).argsort(descending=True)[:units]
     columns = 10
     figure, axes = plt.subplots(-(-len(strongest) // columns), columns, squeeze=False, layout="constrained",
