@@ -50,7 +50,7 @@ def plain_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
     finally:
         for number, handler in previous.items(): signal.signal(number, handler)
 
-# %% ../nbs/09_cli.ipynb #97e7e343
+# %% ../nbs/09_cli.ipynb #106332d1
 def train(words: Sequence[str] | None = None) -> int:  # command line; None takes the process's own
     "Command `mnist-train`: trains a model on MNIST."
     parser = new_parser("Train a model on MNIST and keep the one with the lowest validation loss.")
@@ -82,7 +82,8 @@ def train(words: Sequence[str] | None = None) -> int:  # command line; None take
         watchers = [TensorBoard(folder / "tensorboard")] if options["tensorboard"] and first_process() else []
         history = fit(settings, folder, device=place, resume=options["resume"], watchers=watchers)
         best = history.loc[history.valid_loss.idxmin()]
-        if first_process(): print(f"best epoch {best.epoch:.0f}: validation accuracy {best.valid_accuracy:.2%} -> {folder / 'best_model.pth'}")
+        if first_process():
+            print(f"best epoch {best.epoch:.0f}: validation accuracy {best.valid_accuracy:.2%} -> {folder / 'best_model.pth'}")
     return 0
 
 # %% ../nbs/09_cli.ipynb #229f0968
