@@ -22,7 +22,7 @@ from mnist_nb.training import fit
 
 ELASTIC = {"stretch": 0.1, "shear": 5.0, "elastic": 0.8, "noise": 0.0}
 LONG = {"batch_size": 256, "learning_rate": 0.005, "weight_decay": 0.05, "dropout": 0.25, "precision": "auto", "patience": 1000, **ELASTIC}
-SHORT = {"arch": "nano", "epochs": 1, "batch_size": 256, "learning_rate": 0.02, "weight_decay": 0.05, "precision": "auto",
+SHORT = {"arch": "nano", "epochs": 1, "batch_size": 384, "learning_rate": 0.04, "weight_decay": 0.05, "precision": "auto",
          "rotation": 0.0, "scale": 0.0, "translation": 0.0, "noise": 0.0}
 SEARCHES = {  # name: seeds, starting point, variants by name
     "default": ([0, 1], {}, {
@@ -67,10 +67,10 @@ SEARCHES = {  # name: seeds, starting point, variants by name
     }),
     "fast": ([0, 1, 2], SHORT, {
         "as it is": {},
-        "batch 128": {"batch_size": 128},
+        "batch 256, learning rate 0.02": {"batch_size": 256, "learning_rate": 0.02},
         "batch 512": {"batch_size": 512},
-        "learning rate 0.01": {"learning_rate": 0.01},
-        "learning rate 0.04": {"learning_rate": 0.04},
+        "learning rate 0.02": {"learning_rate": 0.02},
+        "learning rate 0.06": {"learning_rate": 0.06},
         "no label smoothing": {"label_smoothing": 0.0},
         "weight decay 0.5": {"weight_decay": 0.5},
         "float32": {"precision": "float32"},

@@ -72,10 +72,10 @@ class Settings:
         from mnist_nb.data import Augmentation
         return Augmentation(**{own.name: getattr(self, own.name) for own in fields(Augmentation)})
 
-# %% ../nbs/11_recipes.ipynb #28aac686
+# %% ../nbs/11_recipes.ipynb #06967857
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
-    "fast": {"arch": "nano", "epochs": 1, "batch_size": 256, "learning_rate": 0.02, "weight_decay": 0.05, "precision": "auto",
+    "fast": {"arch": "nano", "epochs": 1, "batch_size": 384, "learning_rate": 0.04, "weight_decay": 0.05, "precision": "auto",
              "rotation": 0.0, "scale": 0.0, "translation": 0.0, "noise": 0.0},
     "best": {"epochs": 60, "batch_size": 256, "learning_rate": 0.005, "weight_decay": 0.05, "dropout": 0.25, "precision": "auto",
              "patience": 60, "stretch": 0.1, "shear": 5.0, "elastic": 0.8, "noise": 0.0},
