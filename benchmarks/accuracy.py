@@ -55,8 +55,9 @@ def table(results: list[dict]) -> str:
     "Mean ± standard deviation for each recipe and architecture, as Markdown."
     lines = ["| recipe | model | parameters | epochs | validation accuracy | test accuracy | with 9 shifts averaged | training time |",
              "|---|---|---|---|---|---|---|---|"]
-    for recipe, arch in dict.fromkeys((result["recipe"], result["settings"]["arch"]) for result in results):
+    for recipe, arch in PLAN:
         rows = [result for result in results if (result["recipe"], result["settings"]["arch"]) == (recipe, arch)]
+        if not rows: continue
         def spread(name, rows=rows):
             values = [row[name] * 100 for row in rows]
             return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}%"

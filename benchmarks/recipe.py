@@ -44,8 +44,6 @@ SEARCHES = {  # name: seeds, starting point, variants by name
         "elastic 1.2 pixels": {"elastic": 1.2},
         "elastic 1.6 pixels": {"elastic": 1.6},
         "no dropout": {"dropout": 0.0},
-        "dropout 1": {"dropout": 1.0},
-        "learning rate 0.002": {"learning_rate": 0.002},
     }),
     "best, cnn": ([0], {**LONG, "arch": "cnn", "epochs": 12}, {
         "as it is": {},
@@ -62,8 +60,6 @@ SEARCHES = {  # name: seeds, starting point, variants by name
         "as it is": {},
         "elastic 1.2 pixels": {"elastic": 1.2},
         "weight decay 0.5": {"weight_decay": 0.5},
-        "batch 128": {"batch_size": 128},
-        "no label smoothing": {"label_smoothing": 0.0},
     }),
     "fast": ([0, 1, 2], SHORT, {
         "as it is": {},
