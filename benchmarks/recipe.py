@@ -116,7 +116,8 @@ def plot(results: list[dict]) -> Figure:
             errors = [100 * (1 - row["valid_accuracy"]) for row in finished[name]]
             axis.plot(errors, [place] * len(errors), "o", color="C0" if name == "as it is" else "C1", markersize=5)
         axis.axvline(statistics.mean(100 * (1 - row["valid_accuracy"]) for row in finished["as it is"]), color="C0", alpha=0.4)
-        axis.set(title=search, yticks=range(len(names)), yticklabels=names, xlim=(0, None), xlabel="validation error, %")
+        highest = max(100 * (1 - row["valid_accuracy"]) for rows in finished.values() for row in rows)
+        axis.set(title=search, yticks=range(len(names)), yticklabels=names, xlim=(0, highest * 1.06), xlabel="validation error, %")
         axis.spines[["top", "right"]].set_visible(False)
     return figure
 

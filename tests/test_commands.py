@@ -88,7 +88,7 @@ def test_resume_from_a_corrupt_checkpoint_names_the_file(trained, tmp_path):
     last.write_bytes((trained[0] / "last_model.pth").read_bytes()[:100_000])
     result = command("mnist-train", *TRAIN, "--resume", f"--save_dir={tmp_path}")
     assert result.returncode == 2 and f"{last} is not a readable checkpoint" in result.stderr and "Traceback" not in result.stderr
-    assert "To start from the beginning, delete it" in result.stderr and last.stat().st_size == 100_000
+    assert "to start again, delete it" in result.stderr and last.stat().st_size == 100_000
     assert load_checkpoint(tmp_path / "best_model.pth")["arch"] == "base"
 
 
