@@ -9,7 +9,7 @@ __all__ = ['DEVICES', 'HISTORY', 'pick_device', 'pick_precision', 'create_optimi
            'load_resumable', 'Team', 'process_seed', 'join_team', 'EpochEnd', 'LiveCurves', 'TensorBoard',
            'progress_bar', 'fit', 'plot_first_layer', 'run_checkpoint']
 
-# %% ../nbs/02_training.ipynb #11cbd2fd
+# %% ../nbs/02_training.ipynb #50d88057
 import csv
 import math
 import os
@@ -27,6 +27,7 @@ import pandas as pd
 import torch
 import torch.distributed
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -224,7 +225,7 @@ class EarlyStopping:
 
     def should_stop(self, epoch: int) -> bool: return epoch - self.best_epoch >= self.patience
 
-# %% ../nbs/02_training.ipynb #aee1ae99
+# %% ../nbs/02_training.ipynb #6d6fb11a
 HISTORY = ("epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "learning_rate", "gradient_norm",
            "images_per_second", "seconds")
 
@@ -256,8 +257,11 @@ def plot_history(history: pd.DataFrame,  # columns as in `HISTORY`
     draw(axes[1, 0], "learning rate after the epoch", history.learning_rate)
     draw(axes[1, 1], "gradient norm", history.gradient_norm)
     draw(axes[1, 2], "images per second", history.images_per_second)
-    axes[0, 2].set_yscale("log" if history.valid_accuracy.max() < 1 else "linear")
-    for choose_ticks in (axes[0, 2].yaxis.set_major_formatter, axes[0, 2].yaxis.set_minor_formatter): choose_ticks("{x:g}")
+    if history.valid_accuracy.max() < 1:
+        axes[0, 2].set_yscale("log")
+        axes[0, 2].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[0, 2].yaxis.set_major_formatter("{x:g}")
+        axes[0, 2].yaxis.set_minor_locator(NullLocator())
     for axis in axes[0, :2]: axis.legend(frameon=False)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
