@@ -114,7 +114,7 @@ def test_a_full_disk_while_writing_a_checkpoint(whole, cut_off, tmp_path):
     assert result.returncode == 1 and "_model.pth could not be written" in result.stderr and "Traceback" not in result.stderr
     assert {path.name: path.read_bytes() for path in folder.glob("*.pth")} == before
     assert not list(folder.glob(".*"))
-    assert command(*["mnist-train", *WORDS, f"--save_dir={folder}", "--resume"]).returncode == 0
+    assert command("mnist-train", *WORDS, f"--save_dir={folder}", "--resume").returncode == 0
     assert_same(folder, whole)
 
 
@@ -180,7 +180,7 @@ def test_without_tensorboard_the_error_says_so(tmp_path, monkeypatch, capsys):
     assert end.value.code == 2 and "pip install tensorboard" in capsys.readouterr().err
 
 
-def test_tensorboard_that_comes_late_sees_all_epochs(tmp_path, monkeypatch):
+def test_tensorboard_that_comes_late_sees_all_epochs(tmp_path):
     settings = Settings(arch="base", epochs=3, train_images=1000, valid_images=500)
     def stop(end):
         if len(end.history) == 2: raise KeyboardInterrupt
@@ -201,13 +201,13 @@ def test_live_curves_are_one_picture_that_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "0")
     settings = Settings(arch="base", epochs=3, train_images=500, valid_images=100)
     training.fit(settings, tmp_path / "seen", device="cpu", watchers=[training.LiveCurves()])
-    assert shown == [("display", "Learning curves of 1 epochs."), *(("update", f"Learning curves of {n} epochs.") for n in (2, 3))]
+    assert shown == [("display", "Learning curves up to epoch 1."), *(("update", f"Learning curves up to epoch {n}.") for n in (2, 3))]
     monkeypatch.setenv("TQDM_DISABLE", "1")  # as under papermill
     training.fit(settings, tmp_path / "unseen", device="cpu", watchers=[training.LiveCurves()])
     assert len(shown) == 3
 
 
-def test_auto_goes_on_only_in_the_same_number_format(cut_off, tmp_path, monkeypatch):
+def test_auto_goes_on_only_in_the_same_number_format(tmp_path, monkeypatch):
     settings = Settings(arch="base", epochs=2, train_images=500, valid_images=100, precision="auto")
     training.fit(settings, tmp_path, device="cpu")
     used = training.pick_precision("auto", torch.device("cpu"))
