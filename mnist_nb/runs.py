@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'choose', 'project_root', 'from_root', 'atomic_write', 'require_writable', 'write_json', 'read_run',
-           'update_run', 'now', 'git_commit', 'environment', 'available_cores']
+           'update_run', 'find_run', 'now', 'git_commit', 'environment', 'available_cores']
 
 # %% ../nbs/10_runs.ipynb #d911a099
 import difflib
@@ -99,6 +99,17 @@ def update_run(run_dir: str | Path,  # run folder, made if need be
         run[name] = {**run.get(name, {}), **value} if isinstance(value, dict) else value
     write_json(from_root(run_dir) / "run.json", run)
     return run
+
+# %% ../nbs/10_runs.ipynb #a00e2f9c
+def find_run(name: str,             # of a run in `reports`, or a path; a relative one from the top of the checkout
+             reports: str | Path,    # folder of the run folders
+            ) -> Path:              # its folder
+    "The folder of a finished or unfinished run."
+    for folder in (Path(reports) / name, from_root(name)):
+        if name and (folder / "run.json").is_file(): return folder.resolve()
+    names = sorted(path.parent.name for path in Path(reports).glob("*/run.json"))
+    if not names: raise InputError(f"there is no run {name!r}, nor any other in {reports}: make one with `mnist-report`.")
+    raise InputError(f"{choose('run', name, names)} has no run.json.")
 
 # %% ../nbs/10_runs.ipynb #7e133f9b
 def now() -> str:
