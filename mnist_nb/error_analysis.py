@@ -6,10 +6,9 @@
 __all__ = ['Subject', 'load_subject', 'plot_confusions', 'digit_table', 'confusion_table', 'worst_errors', 'top_k',
            'prediction_words', 'error_gallery', 'plot_trust', 'trust_table', 'asking_words', 'trust_words',
            'slices_as_html', 'corruptions_as_html', 'suspect_gallery', 'suspect_words', 'model_map', 'only_gallery',
-           'describe_digits', 'describe_accuracy', 'findings_as_html', 'write_analysis']
+           'describe_digits', 'describe_extremes', 'describe_accuracy', 'findings_as_html', 'write_analysis']
 
-# %% ../nbs/03_error_analysis.ipynb #0acadcd5
-from collections.abc import Callable
+# %% ../nbs/03_error_analysis.ipynb #45b5d765
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +31,7 @@ from .data import Digits, load_digits, load_test_digits, split_digits
 from .inspection import GOOD_JUDGE, features, nearest, overlay, saliency, suspect_labels, two_dimensions
 from .metrics import (asking_table, classification_metrics, count_confusions, coverage_curve, describe_confusions,
                               fit_temperature, reliability, top_confusions, trust)
-from .models import count_parameters, load_model
+from .models import load_model
 from .runs import atomic_write, from_root, update_run, write_json
 from .slices import CORRUPTIONS, corrupt
 from .training import pick_device, predict_logits, run_checkpoint
@@ -135,7 +134,7 @@ def confusion_table(subject: Subject,
     return html_table(pd.DataFrame(rows), {"digit": Column("digit"), "first": Column("most often taken", text=True),
                                            "second": Column("then", text=True)})
 
-# %% ../nbs/03_error_analysis.ipynb #82be08f7
+# %% ../nbs/03_error_analysis.ipynb #b6694a29
 def worst_errors(labels: np.ndarray,  # (N,)
                  logits: np.ndarray,  # (N, 10)
                  n: int = 20,         # errors at most
@@ -174,20 +173,21 @@ def error_gallery(subject: Subject,
     for i, index in enumerate(worst):
         what = f"image {index}, {labels[i]} taken for {predicted[i]}"
         near = subject.train.labels[like[i]]
-        pictures.append(picture(images[i], what.capitalize(), 84) + Markup(" ")
-                        + picture(overlay(images[i], gradients[i]), f"Saliency of {what}", 84)
+        pictures.append(picture(images[i], what.capitalize(), 78) + Markup(" ")
+                        + picture(overlay(images[i], gradients[i]), f"Saliency of {what}", 78)
                         + Markup('<div class="like">{}</div>').format(Markup("").join(
                             picture(subject.train.images[j], f"Training image labelled {label}", 42) for j, label in zip(like[i], near))))
         words.append(Markup("#{}: true {}, predicted {}<br>{}<br>nearest in training: {}").format(
             index, labels[i], predicted[i], prediction_words(subject.logits[index]), ", ".join(map(str, near))))
     return cards(pictures, words)
 
-# %% ../nbs/03_error_analysis.ipynb #8eece5d7
+# %% ../nbs/03_error_analysis.ipynb #b9a5f621
 def plot_trust(subject: Subject) -> Figure:
     "Reliability before and after temperature scaling, and the errors left when the least sure images go to a person."
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
     left.plot([0, 1], [0, 1], color="0.6", linewidth=1)
-    for name, temperature, colour in (("as the model gives them", 1.0, "tab:orange"), ("after temperature scaling", subject.temperature, "tab:blue")):
+    for name, temperature, colour in (("as the model gives them", 1.0, "tab:orange"),
+                                      ("after temperature scaling", subject.temperature, "tab:blue")):
         bins = reliability(subject.test.labels, softmax(subject.logits.astype(np.float64) / temperature, axis=1))
         error = np.abs(np.stack([bins.low, bins.high]) - bins.accuracy.to_numpy())
         left.errorbar(bins.confidence, bins.accuracy, yerr=error, fmt="o-", markersize=4, linewidth=1, elinewidth=0.7, capsize=2,
@@ -270,7 +270,7 @@ def corruptions_as_html(table: pd.DataFrame,  # from `corruption_table`
         "strength2": Column("medium", **lost), "strength3": Column("severe", **lost)},
         f"Accuracy at three strengths; without corruption {accuracy:.2%}. The full shade is an accuracy of 50% or less.")
 
-# %% ../nbs/03_error_analysis.ipynb #c3eddfa0
+# %% ../nbs/03_error_analysis.ipynb #f79f16cc
 def suspect_gallery(digits: Digits,
                     probabilities: np.ndarray,  # (N, 10)
                     suspects: np.ndarray,        # indices from `suspect_labels`
@@ -285,11 +285,17 @@ def suspect_gallery(digits: Digits,
                   for i in shown])
 
 
-def suspect_words(digits: Digits, probabilities: np.ndarray, suspects: np.ndarray, where: str) -> str:
+def suspect_words(digits: Digits,
+                  probabilities: np.ndarray,  # (N, 10)
+                  suspects: np.ndarray,        # indices from `suspect_labels`
+                  where: str,                  # "test" or "training"
+                 ) -> str:
     "How many labels look wrong, in a sentence."
     accuracy, n, found = (probabilities.argmax(1) == digits.labels).mean(), len(digits.labels), len(suspects)
-    if accuracy < GOOD_JUDGE: return f"A model that is right on {accuracy:.1%} of the {where} images says little about their labels: none is suspected."
-    return f"{found or 'None':,} of {n:,} {where} labels {'looks' if found <= 1 else 'look'} wrong." if found else f"No label of the {n:,} {where} images looks wrong."
+    if accuracy < GOOD_JUDGE:
+        return f"A model that is right on {accuracy:.1%} of the {where} images says little about their labels: none is suspected."
+    if not found: return f"No label of the {n:,} {where} images looks wrong."
+    return f"{found:,} of {n:,} {where} labels {'looks' if found == 1 else 'look'} wrong."
 
 # %% ../nbs/03_error_analysis.ipynb #2dee8932
 def model_map(subject: Subject,
@@ -320,7 +326,7 @@ def only_gallery(digits: Digits,
     return cards([picture(digits.images[i], f"Image {i}, {digits.labels[i]} taken for {loser[i]} by the other", 56) for i in shown],
                  [f"#{i}: {digits.labels[i]}, not {loser[i]}" for i in shown])
 
-# %% ../nbs/03_error_analysis.ipynb #16a8a4fc
+# %% ../nbs/03_error_analysis.ipynb #62c45f01
 def describe_digits(metrics: dict[str, Any],  # from `classification_metrics`
                    ) -> str:
     "The hardest digit in a sentence, or what is remarkable about all predictions."
@@ -333,17 +339,24 @@ def describe_digits(metrics: dict[str, Any],  # from `classification_metrics`
             f"with {easiest['recall']:.2%}.")
 
 
+def describe_extremes(metrics: dict[str, Any],  # from `classification_metrics`
+                      matrix: np.ndarray,        # (10, 10)
+                     ) -> str:                  # empty, usually
+    "What to think of a model that has learnt nothing."
+    used = np.flatnonzero(matrix.sum(0))
+    if len(used) == 1: return f"Every image is taken for a {used[0]}."
+    if metrics["accuracy_interval"][0] <= matrix.sum(1).max() / metrics["n"]: return "That is no better than always giving the same answer."
+    return ""
+
+
 def describe_accuracy(metrics: dict[str, Any],  # from `classification_metrics`
                       matrix: np.ndarray,        # (10, 10)
                      ) -> str:
-    "Accuracy, and what to think of it when it is extreme."
+    "Accuracy with its interval."
     low, high = metrics["accuracy_interval"]
     words = (f"Test accuracy {metrics['accuracy']:.2%}, 95% interval {low:.2%} to {high:.2%}; "
              f"{metrics['errors']:,} of {metrics['n']:,} wrong.")
-    used = np.flatnonzero(matrix.sum(0))
-    if len(used) == 1: words += f" Every image is taken for a {used[0]}."
-    elif low <= matrix.sum(1).max() / metrics["n"]: words += " That is no better than always giving the same answer."
-    return words
+    return f"{words} {describe_extremes(metrics, matrix)}".strip()
 
 
 def findings_as_html(findings: list[str]) -> HTML:

@@ -21,18 +21,18 @@ from .data import affine_matrices, cut_out, to_unit, warp
 from .metrics import wilson_interval
 from .runs import choose
 
-# %% ../nbs/13_slices.ipynb #7c795b9f
+# %% ../nbs/13_slices.ipynb #4d407954
 def measure_ink(images: np.ndarray,   # (N, 28, 28) uint8, here and below
                ) -> np.ndarray:       # (N,) share of full ink, 0 to 1
     "The mean grey value."
     return images.mean((1, 2)) / 255
 
 
-def measure_size(images: np.ndarray) -> np.ndarray:  # (N,) pixels; 0 without ink
-    "The longer side of the box around the ink (a quarter of full ink, or more)."
+def measure_size(images: np.ndarray) -> np.ndarray:  # (N,) square pixels; 0 without ink
+    "The area of the box around the ink (a quarter of full ink, or more)."
     ink = images > 63
     def extent(lines): return np.where(lines.any(1), lines.shape[1] - lines.argmax(1) - lines[:, ::-1].argmax(1), 0)
-    return np.maximum(extent(ink.any(1)), extent(ink.any(2)))
+    return extent(ink.any(1)) * extent(ink.any(2))
 
 
 def measure_slant(images: np.ndarray) -> np.ndarray:  # (N,) degrees, top to the right; 0 without ink
@@ -53,12 +53,12 @@ def measure_thickness(images: np.ndarray) -> np.ndarray:  # (N,) pixels; 0 witho
 
 PROPERTIES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], tuple[str, str, str], str]] = {  # names of the thirds, unit
     "thickness": (measure_thickness, ("thin", "medium", "thick"), "pixels"),
-    "slant": (measure_slant, ("least slanted to the right", "medium", "most slanted to the right"), "degrees"),
-    "size": (measure_size, ("small", "medium", "large"), "pixels"),
+    "slant": (measure_slant, ("leaning least to the right", "medium", "leaning most"), "degrees"),
+    "size": (measure_size, ("small", "medium", "large"), "square pixels"),
     "ink": (measure_ink, ("little", "medium", "much"), "of full ink"),
 }
 
-# %% ../nbs/13_slices.ipynb #c6ab815e
+# %% ../nbs/13_slices.ipynb #ebaceaba
 def cut_slices(images: np.ndarray,  # (N, 28, 28) uint8, from the start of the test set
               ) -> pd.DataFrame:    # a row a slice: property, slice, range (text), members (N bool)
     "The slices that accuracy is looked at in. A third that would be empty is left out."
@@ -66,13 +66,15 @@ def cut_slices(images: np.ndarray,  # (N, 28, 28) uint8, from the start of the t
     for name, (measure, thirds, unit) in PROPERTIES.items():
         values = measure(images)
         low, high = np.quantile(values, [1 / 3, 2 / 3])
-        digits = 3 if name == "ink" else 1
+        digits = {"ink": 3, "size": 0}.get(name, 1)
         members = (values <= low, (values > low) & (values <= high), values > high)
-        ranges = (f"up to {low:.{digits}f} {unit}", f"{low:.{digits}f} to {high:.{digits}f} {unit}", f"above {high:.{digits}f} {unit}")
+        low_words, high_words = f"{low:.{digits}f}", f"{high:.{digits}f}"
+        ranges = (f"up to {low_words} {unit}", f"{low_words} to {high_words} {unit}", f"above {high_words} {unit}")
         rows += [(name, *row) for row in zip(thirds, ranges, members)]
     if len(images) > 5000:
         first = np.arange(len(images)) < 5000
-        rows += [("writers", "first half", "images 0 to 4,999", first), ("writers", "second half", f"images 5,000 to {len(images) - 1:,}", ~first)]
+        rows += [("writers", "first half", "images 0 to 4,999", first),
+                 ("writers", "second half", f"images 5,000 to {len(images) - 1:,}", ~first)]
     return pd.DataFrame([row for row in rows if row[-1].any()], columns=["property", "slice", "range", "members"])
 
 
@@ -85,7 +87,8 @@ def slice_table(slices: pd.DataFrame,  # from `cut_slices`
         images, hits = int(row.members.sum()), int(right[row.members].sum())
         rows.append((row.property, row.slice, row.range, images, images - hits, hits / images, *wilson_interval(hits, images),
                      images * float(right.mean()) - hits))
-    return pd.DataFrame(rows, columns=["property", "slice", "range", "images", "errors", "accuracy", "accuracy_low", "accuracy_high", "cost"])
+    return pd.DataFrame(rows, columns=["property", "slice", "range", "images", "errors", "accuracy", "accuracy_low", "accuracy_high",
+                                       "cost"])
 
 
 def describe_weakest(table: pd.DataFrame,  # from `slice_table`
@@ -100,7 +103,7 @@ def describe_weakest(table: pd.DataFrame,  # from `slice_table`
     return (f"The weakest slice is {name}: accuracy {weakest.accuracy:.2%} against {accuracy:.2%} on all; "
             f"its {weakest.errors:,} errors are {weakest.cost:.0f} more than its share.")
 
-# %% ../nbs/13_slices.ipynb #d3532d9f
+# %% ../nbs/13_slices.ipynb #c06eddf3
 def random_signs(n: int) -> Tensor:  # (n,)
     "-1 or 1."
     return torch.randint(0, 2, (n,)) * 2.0 - 1
@@ -136,15 +139,17 @@ class Corruption:
 
 CORRUPTIONS: dict[str, Corruption] = {
     "shift": Corruption(move, (2, 4, 6), "pixels, any direction"),
-    "rotation": Corruption(lambda images, degrees: transform(images, angle=degrees * random_signs(len(images))), (15, 30, 45), "degrees, either way"),
+    "rotation": Corruption(lambda images, degrees: transform(images, angle=degrees * random_signs(len(images))), (15, 30, 45),
+                           "degrees, either way"),
     "scale": Corruption(lambda images, factor: transform(images, factor=factor), (0.8, 0.65, 0.5), "of its size"),
-    "shear": Corruption(lambda images, degrees: transform(images, slant=degrees * random_signs(len(images))), (15, 30, 45), "degrees, either way"),
+    "shear": Corruption(lambda images, degrees: transform(images, slant=degrees * random_signs(len(images))), (15, 30, 45),
+                        "degrees, either way"),
     "Gaussian noise": Corruption(lambda images, sigma: images + sigma * torch.randn_like(images), (0.1, 0.25, 0.5), "standard deviation"),
     "impulse noise": Corruption(speckle, (0.02, 0.1, 0.25), "of the pixels"),
     "blur": Corruption(lambda images, sigma: gaussian_blur(images, 13, sigma), (0.7, 1.2, 2.0), "pixels (sigma)"),
     "occlusion": Corruption(cut_out, (6, 10, 14), "pixels a side"),
     "brightness": Corruption(lambda images, amount: images + amount, (0.2, 0.4, 0.6), "added to every pixel"),
-    "inversion": Corruption(lambda images, share: torch.lerp(images, 1 - images, share), (0.25, 0.75, 1.0), "of the way to the negative"),
+    "inversion": Corruption(lambda images, share: torch.lerp(images, 1 - images, share), (0.1, 0.25, 1.0), "of the way to the negative"),
 }
 
 
@@ -177,6 +182,7 @@ def describe_corruptions(table: pd.DataFrame,  # from `corruption_table`
     "The most harmful corruption of each strength in a sentence."
     worst = table.loc[table.groupby("strength").accuracy.idxmin()]
     if worst.accuracy.min() >= accuracy: return "No corruption lowers the accuracy."
-    words = [f"{row.corruption} costs {(accuracy - row.accuracy) * 100:.1f} points when {how}"
+    costs = [(row.corruption, f"{(accuracy - row.accuracy) * 100:.1f} points when {how}")
              for row, how in zip(worst.itertuples(), ("mild", "medium", "severe")) if row.accuracy < accuracy]
-    return "Of the corruptions, " + ", ".join(words) + "."
+    if len({name for name, _ in costs}) == 1: return f"The worst corruption is {costs[0][0]}: it costs {', '.join(cost for _, cost in costs)}."
+    return "The worst corruptions: " + ", ".join(f"{name} costs {cost}" for name, cost in costs) + "."

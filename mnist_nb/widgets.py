@@ -61,7 +61,7 @@ def cards(pictures: Sequence[str],  # HTML
              for image, text in zip(pictures, texts, strict=True))
     return Markup('<ul class="cards">') + Markup("").join(items) + Markup("</ul>")
 
-# %% ../nbs/06_widgets.ipynb #4f7f6877
+# %% ../nbs/06_widgets.ipynb #871d7ad2
 @dataclass(frozen=True)
 class Column:
     "How a column of a table is shown."
@@ -91,8 +91,9 @@ class Column:
         if self.heat:
             classes.append("heat")
             style = f"--shade:{self.share(value, self.heat):.3f}"
-        return Markup('<td class="{}" style="{}" data-value="{}">{}{}{}</td>').format(
-            " ".join(classes), style, value, row.get(f"{name}_picture", ""), self.format.format(value), more)
+        ends = Markup(' data-low="{}" data-high="{}"').format(low, high) if self.interval else ""
+        return Markup('<td class="{}" style="{}" data-value="{}"{}>{}{}{}</td>').format(
+            " ".join(classes), style, value, ends, row.get(f"{name}_picture", ""), self.format.format(value), more)
 
 
 def html_table(frame: pd.DataFrame,           # a row of the table each
