@@ -102,7 +102,7 @@ def extract(words: Sequence[str] | None = None) -> int:  # command line; None ta
         print(f"{len(paths)} images in {options.output_dir}: {paths[0].name} to {paths[-1].name}")
     return 0
 
-# %% ../nbs/09_cli.ipynb #71b40541
+# %% ../nbs/09_cli.ipynb #3ed38fb3
 def compare(words: Sequence[str] | None = None) -> int:  # command line; None takes the process's own
     "Command `mnist-compare`: whether one run's model is better than another's, or the difference is noise."
     parser = new_parser("Compare the predictions of two runs, image by image.")
@@ -112,17 +112,18 @@ def compare(words: Sequence[str] | None = None) -> int:  # command line; None ta
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args(words)
     with plain_errors(parser):
-        from mnist_nb.metrics import compare_runs, describe_comparison
+        from mnist_nb import metrics
         reports = Path(options.reports).resolve() if options.reports else from_root("reports")
         first, second = (find_run(name, reports) for name in (options.first, options.second))
-        result, by_digit, _, _ = compare_runs(first, second)
+        common = metrics.common_predictions(*map(metrics.load_predictions, (first, second)))
+        result, by_digit = metrics.compare(*common), metrics.compare_digits(*common)
         if options.json:
             print(json.dumps({"first": first.name, "second": second.name, **result, "by_digit": by_digit.to_dict("records")}, indent=1))
             return 0
-        print(describe_comparison(result, first.name, second.name))
+        print(metrics.describe_comparison(result, first.name, second.name))
         for path, accuracy in ((first, result["first_accuracy"]), (second, result["second_accuracy"])):
             print(f"  {path.name}: {accuracy:.2%} of {result['n']:,} images")
-        print(by_digit.rename(columns={"errors of the first": first.name, "errors of the second": second.name}).to_string(index=False))
+        print(by_digit.rename(columns={"first": f"errors of {first.name}", "second": f"errors of {second.name}"}).to_string(index=False))
         print(f"To see the images: mnist-report --run {second.name} --resume --param compare_with={first.name}")
     return 0
 

@@ -6,9 +6,10 @@
 __all__ = ['Subject', 'load_subject', 'plot_confusions', 'digit_table', 'confusion_table', 'worst_errors', 'top_k',
            'prediction_words', 'error_gallery', 'plot_trust', 'trust_table', 'asking_words', 'trust_words',
            'slices_as_html', 'corruptions_as_html', 'suspect_gallery', 'suspect_words', 'model_map', 'only_gallery',
-           'describe_digits', 'describe_extremes', 'describe_accuracy', 'findings_as_html', 'write_analysis']
+           'comparison_as_html', 'describe_digits', 'describe_extremes', 'describe_accuracy', 'findings_as_html',
+           'write_analysis']
 
-# %% ../nbs/03_error_analysis.ipynb #45b5d765
+# %% ../nbs/03_error_analysis.ipynb #796615f8
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,9 +29,9 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from .data import Digits, load_digits, load_test_digits, split_digits
-from .inspection import GOOD_JUDGE, features, nearest, overlay, saliency, suspect_labels, two_dimensions
-from .metrics import (asking_table, classification_metrics, count_confusions, coverage_curve, describe_confusions,
-                              fit_temperature, reliability, top_confusions, trust)
+from .inspection import GOOD_JUDGE, features, nearest, overlay, saliency, two_dimensions
+from .metrics import (asking_table, common_predictions, compare, compare_digits, count_confusions, coverage_curve,
+                              describe_comparison, fit_temperature, load_predictions, reliability, top_confusions, trust)
 from .models import load_model
 from .runs import atomic_write, from_root, update_run, write_json
 from .slices import CORRUPTIONS, corrupt
@@ -270,14 +271,13 @@ def corruptions_as_html(table: pd.DataFrame,  # from `corruption_table`
         "strength2": Column("medium", **lost), "strength3": Column("severe", **lost)},
         f"Accuracy at three strengths; without corruption {accuracy:.2%}. The full shade is an accuracy of 50% or less.")
 
-# %% ../nbs/03_error_analysis.ipynb #f79f16cc
+# %% ../nbs/03_error_analysis.ipynb #dc0732d7
 def suspect_gallery(digits: Digits,
                     probabilities: np.ndarray,  # (N, 10)
                     suspects: np.ndarray,        # indices from `suspect_labels`
                     n: int = 12,                 # at most
                    ) -> Markup:
     "The most suspect labels."
-    if not len(suspects): return Markup("<p>No label looks wrong.</p>")
     shown = suspects[:n]
     seen = probabilities.argmax(1)
     return cards([picture(digits.images[i], f"Image {i}, labelled {digits.labels[i]}, looks like {seen[i]}", 70) for i in shown],
@@ -314,7 +314,7 @@ def model_map(subject: Subject,
     return DigitMap({name: place for name, place in places.items()}, subject.test.images[at], subject.test.labels[at],
                     subject.predicted[at], at, alt)
 
-# %% ../nbs/03_error_analysis.ipynb #6e400ed3
+# %% ../nbs/03_error_analysis.ipynb #2af04342
 def only_gallery(digits: Digits,
                  loser: np.ndarray,   # (N,) predictions of the one that is wrong
                  winner: np.ndarray,  # (N,) of the one that is right
@@ -326,7 +326,23 @@ def only_gallery(digits: Digits,
     return cards([picture(digits.images[i], f"Image {i}, {digits.labels[i]} taken for {loser[i]} by the other", 56) for i in shown],
                  [f"#{i}: {digits.labels[i]}, not {loser[i]}" for i in shown])
 
-# %% ../nbs/03_error_analysis.ipynb #62c45f01
+
+def comparison_as_html(subject: Subject,
+                       name: str,          # of its run
+                       other_path: Path,   # run folder of the other model
+                      ) -> tuple[str, Markup]:  # the verdict in words; and with figures and images
+    "The comparison of this model with that of another run."
+    labels, others, own = common_predictions(load_predictions(other_path), (subject.test.labels, subject.logits))
+    words = describe_comparison(compare(labels, others, own), other_path.name, name)
+    table = html_table(compare_digits(labels, others, own), {
+        "digit": Column("digit"), "images": Column("images", "{:,}"), "first": Column(f"errors of {other_path.name}"),
+        "second": Column(f"errors of {name}"), "difference": Column("difference", "{:+d}")})
+    judged = Digits(subject.test.images[:len(labels)], labels)
+    galleries = [Markup("<p>Only {} gets these right (twelve at most):</p>{}").format(winner, only_gallery(judged, wrong, right))
+                 for winner, wrong, right in ((name, others, own), (other_path.name, own, others))]
+    return words, Markup("<p>{}</p>").format(words) + table + Markup("").join(galleries)
+
+# %% ../nbs/03_error_analysis.ipynb #8be548dc
 def describe_digits(metrics: dict[str, Any],  # from `classification_metrics`
                    ) -> str:
     "The hardest digit in a sentence, or what is remarkable about all predictions."
@@ -361,7 +377,8 @@ def describe_accuracy(metrics: dict[str, Any],  # from `classification_metrics`
 
 def findings_as_html(findings: list[str]) -> HTML:
     "Sentences as a list."
-    return wrap_html(Markup('<ul class="findings">{}</ul>').format(Markup("").join(Markup("<li>{}</li>").format(text) for text in findings)))
+    items = Markup("").join(Markup("<li>{}</li>").format(text) for text in findings)
+    return wrap_html(Markup('<ul class="findings">{}</ul>').format(items))
 
 # %% ../nbs/03_error_analysis.ipynb #c7a61b89
 def write_analysis(run_dir: str | Path,       # run folder, from the top of the checkout

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['wilson_interval', 'count_confusions', 'top_confusions', 'describe_confusions', 'f1_scores', 'bootstrap_interval',
            'classification_metrics', 'reliability', 'calibration_error', 'trust', 'fit_temperature', 'coverage_curve',
-           'asking_table', 'compare', 'describe_comparison', 'load_predictions', 'compare_runs']
+           'asking_table', 'compare', 'describe_comparison', 'load_predictions', 'common_predictions', 'compare_digits']
 
 # %% ../nbs/12_metrics.ipynb #2ddac333
 import zipfile
@@ -206,7 +206,7 @@ def describe_comparison(result: dict[str, Any],  # from `compare`
     if p >= 0.05: return f"No better and no worse: {second} differs from {first} by {points}, which is within the noise ({chance}; {only})."
     return f"{second} is {'better' if result['difference'] > 0 else 'worse'} than {first}: {points}, {chance}; {only}."
 
-# %% ../nbs/12_metrics.ipynb #51b47f1b
+# %% ../nbs/12_metrics.ipynb #375d599d
 def load_predictions(run_path: Path,  # run folder
                     ) -> tuple[np.ndarray, np.ndarray]:  # labels (N,), logits (N, 10) of the first N test images
     "What a run predicted."
@@ -218,16 +218,22 @@ def load_predictions(run_path: Path,  # run folder
         raise InputError(f"{path} cannot be read ({error}). Run the error analysis of that run again.") from None
 
 
-def compare_runs(first: Path,   # run folder of the one model
-                 second: Path,  # of the other
-                ) -> tuple[dict[str, Any], pd.DataFrame, np.ndarray, np.ndarray]:  # as of `compare`; errors by digit; predictions of both
-    "The comparison of two runs on the test images that both have judged."
-    (labels, one), (others, other) = load_predictions(first), load_predictions(second)
+def common_predictions(first: tuple[np.ndarray, np.ndarray],   # labels and logits of a run
+                       second: tuple[np.ndarray, np.ndarray],  # of another
+                      ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # labels, predictions of both; (n,) each
+    "What two runs say of the images that both have judged."
+    (labels, one), (others, other) = first, second
     n = min(len(labels), len(others))
-    if (labels[:n] != others[:n]).any(): raise InputError(f"{first} and {second} were judged on different images.")
-    labels, one, other = labels[:n], one[:n].argmax(1), other[:n].argmax(1)
-    rows = [(digit, int((labels == digit).sum()), int((one[labels == digit] != digit).sum()), int((other[labels == digit] != digit).sum()))
-            for digit in range(10)]
-    by_digit = pd.DataFrame(rows, columns=["digit", "images", "errors of the first", "errors of the second"])
-    by_digit["difference"] = by_digit["errors of the second"] - by_digit["errors of the first"]
-    return compare(labels, one, other), by_digit, one, other
+    if (labels[:n] != others[:n]).any(): raise InputError("the two runs were judged on different images: their labels differ.")
+    return labels[:n], one[:n].argmax(1), other[:n].argmax(1)
+
+
+def compare_digits(labels: np.ndarray,  # (N,)
+                   first: np.ndarray,    # (N,) predictions of one model
+                   second: np.ndarray,   # (N,) predictions of the other
+                  ) -> pd.DataFrame:    # a row a digit: digit, images, first, second, difference
+    "The errors of two models, digit by digit."
+    kinds = labels == np.arange(10)[:, None]
+    table = pd.DataFrame({"digit": np.arange(10), "images": kinds.sum(1), "first": (kinds & (first != labels)).sum(1),
+                          "second": (kinds & (second != labels)).sum(1)})
+    return table.assign(difference=table.second - table["first"])

@@ -194,7 +194,7 @@ def fingerprint(stage: str,
     everything = [source, modules, parameters, inputs, kernel, environment()["versions"]]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
-# %% ../nbs/08_pipeline.ipynb #8b0dac74
+# %% ../nbs/08_pipeline.ipynb #5c3f5f3d
 TEMPLATES = Path(sys.modules["mnist_nb"].__file__).parent / "templates"
 
 
@@ -291,11 +291,12 @@ def headline_facts(run: dict[str, Any],  # as in run.json, at whatever stage
     if "training_seconds" in metrics:
         epochs = metrics["epochs"]
         words = f"{epochs} {'epoch' if epochs == 1 else 'epochs'} on {run.get('device', '')}"
-        facts.append(("training", f"{metrics['training_seconds']:.0f} s", words))
+        seconds = metrics["training_seconds"]
+        facts.append(("training", f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s", words))
     if "created" in run: facts.append(("run", run["created"][:10], f"seed {run.get('seed', '')}, recipe {run.get('recipe', 'default')}"))
     return facts
 
-# %% ../nbs/08_pipeline.ipynb #584a4645
+# %% ../nbs/08_pipeline.ipynb #bb219123
 @contextmanager
 def run_lock(run_path: Path,       # run folder, made if need be
             ) -> Iterator[None]:
@@ -365,13 +366,14 @@ def write_index(reports: Path,  # folder of the run folders
         status, pages = run_status(path.parent, run), [stage for stage in STAGES if (path.parent / f"{stage}.html").exists()]
         page = "03_error_analysis" if status == "done" else pages[-1] if pages else None  # of a failed run, where it failed
         filterable = {"status": status, "recipe": run.get("recipe", "default"), **run.get("parameters", {})}
+        filterable.pop("compare_with", None)  # says nothing of the model
         runs.append({"parameters": {}, "metrics": {}, **run, "run": path.parent.name, "status": status, "page": page,
                      "curve": accuracy_curve(path.parent), "filterable": {name: str(value) for name, value in filterable.items()}})
     runs.sort(key=lambda run: run.get("created", ""), reverse=True)
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     with atomic_write(reports / "index.html") as temporary:
-        page = templates.get_template("report/all_runs.html.j2").render(runs=runs, filters=filter_choices(runs), curve_drawing=curve_drawing)
-        temporary.write_text(page, encoding="utf-8")
+        template = templates.get_template("report/all_runs.html.j2")
+        temporary.write_text(template.render(runs=runs, filters=filter_choices(runs), curve_drawing=curve_drawing), encoding="utf-8")
     return reports / "index.html"
 
 # %% ../nbs/08_pipeline.ipynb #983a8e17

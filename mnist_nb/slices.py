@@ -103,7 +103,7 @@ def describe_weakest(table: pd.DataFrame,  # from `slice_table`
     return (f"The weakest slice is {name}: accuracy {weakest.accuracy:.2%} against {accuracy:.2%} on all; "
             f"its {weakest.errors:,} errors are {weakest.cost:.0f} more than its share.")
 
-# %% ../nbs/13_slices.ipynb #c06eddf3
+# %% ../nbs/13_slices.ipynb #b81198c0
 def random_signs(n: int) -> Tensor:  # (n,)
     "-1 or 1."
     return torch.randint(0, 2, (n,)) * 2.0 - 1
@@ -184,5 +184,6 @@ def describe_corruptions(table: pd.DataFrame,  # from `corruption_table`
     if worst.accuracy.min() >= accuracy: return "No corruption lowers the accuracy."
     costs = [(row.corruption, f"{(accuracy - row.accuracy) * 100:.1f} points when {how}")
              for row, how in zip(worst.itertuples(), ("mild", "medium", "severe")) if row.accuracy < accuracy]
-    if len({name for name, _ in costs}) == 1: return f"The worst corruption is {costs[0][0]}: it costs {', '.join(cost for _, cost in costs)}."
+    if len({name for name, _ in costs}) == 1:
+        return f"The worst corruption is {costs[0][0]}: it costs {', '.join(cost for _, cost in costs)}."
     return "The worst corruptions: " + ", ".join(f"{name} costs {cost}" for name, cost in costs) + "."

@@ -42,13 +42,24 @@ def small_run(tmp_path_factory) -> Path:
     return reports / "small"
 
 
+def missing(reason: str):
+    "Something that not every laptop has: without it a test is skipped there, and fails where CI should run it."
+    pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def axe() -> Path:
+    "axe-core, which finds what keeps people from using a page."
+    script = ROOT / "tests" / "node_modules" / "axe-core" / "axe.min.js"
+    if not script.exists(): missing("no axe-core: npm install --prefix tests --no-package-lock")
+    return script
+
+
 @pytest.fixture(scope="session")
 def browser():
-    "Headless Chromium. Without it, browser tests are skipped on a laptop and fail where CI should run them."
+    "Headless Chromium."
     program = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
-    if program is None:
-        reason = "no Chromium on this machine: install Debian's chromium, or Google Chrome"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    if program is None: missing("no Chromium on this machine: install Debian's chromium, or Google Chrome")
     from playwright.sync_api import sync_playwright
     flags = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
              "--disable-component-update --disable-sync")

@@ -114,12 +114,13 @@ def test_readme_shows_the_figures_that_were_measured():
     assert sorted(rows) == sorted((*row, seed) for row in accuracy.PLAN for seed in range(3))
 
 
-def test_a_built_package_holds_the_templates(tmp_path):
-    shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".*", "reports", "data", "__pycache__", "*.egg-info"))
+def test_a_built_package_holds_templates_and_scripts(tmp_path):
+    shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".*", "reports", "data", "node_modules", "__pycache__", "*.egg-info"))
     subprocess.run([sys.executable, "setup.py", "-q", "build", "--build-lib", str(tmp_path / "lib")], cwd=tmp_path / "source",
                    check=True, capture_output=True)
-    built = {path.name for path in (tmp_path / "lib" / "mnist_nb" / "templates" / "report").iterdir()}
-    assert built == {path.name for path in (ROOT / "mnist_nb" / "templates" / "report").iterdir()}
+    for folder in ("templates/report", "static"):
+        built = {path.name for path in (tmp_path / "lib" / "mnist_nb" / folder).iterdir()}
+        assert built == {path.name for path in (ROOT / "mnist_nb" / folder).iterdir()}
 
 
 def test_reference_run_is_a_whole_one():

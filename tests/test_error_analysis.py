@@ -1,0 +1,175 @@
+"""The figures of a report, against other implementations of them, and reports of models that are extreme."""
+
+import json
+import warnings
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT
+from scipy.special import softmax
+from sklearn.metrics import log_loss, precision_recall_fscore_support
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
+from torch import nn
+
+from mnist_nb import error_analysis, metrics
+from mnist_nb.data import load_digits, load_test_digits
+from mnist_nb.models import ARCHITECTURES, create_model, save_checkpoint
+from mnist_nb.recipes import Settings
+
+
+def table(page, heading):
+    "The first table below a heading, as numbers by the name of the column."
+    rows = page.locator(f"h2[id='{heading}']").evaluate("""heading => {
+      const after = table => heading.compareDocumentPosition(table) & Node.DOCUMENT_POSITION_FOLLOWING;
+      const table = [...document.querySelectorAll("table")].find(after);
+      const names = [...table.tHead.rows[0].cells].map(cell => cell.innerText.trim());
+      return [...table.tBodies[0].rows].map(row => Object.fromEntries([...row.cells].flatMap((cell, i) => [
+        [names[i], cell.dataset.value], [`${names[i]} low`, cell.dataset.low], [`${names[i]} high`, cell.dataset.high]])));
+    }""")
+    return pd.DataFrame(rows).apply(pd.to_numeric, errors="ignore" if pd.__version__ < "3" else "coerce")
+
+
+@pytest.fixture(scope="module")
+def page(browser, small_run):
+    page = browser.new_page()
+    page.goto((small_run / "03_error_analysis.html").as_uri())
+    return page
+
+
+@pytest.fixture(scope="module")
+def judged(small_run):
+    stored = np.load(small_run / "predictions.npz")
+    return stored["labels"], stored["logits"].astype(float)
+
+
+def test_each_digit_agrees_with_scikit_learn_and_statsmodels(page, judged):
+    labels, logits = judged
+    predicted, shown = logits.argmax(1), table(page, "Each-digit")
+    for name, values in zip(("precision", "recall", "F1", "support"), precision_recall_fscore_support(labels, predicted)):
+        np.testing.assert_allclose(shown[name].astype(float), values)
+    right, found = np.bincount(labels[labels == predicted], minlength=10), np.bincount(predicted, minlength=10)
+    for name, n in (("precision", found), ("recall", np.bincount(labels))):
+        low, high = proportion_confint(right, n, method="wilson")
+        np.testing.assert_allclose(shown[f"{name} low"].astype(float), low)
+        np.testing.assert_allclose(shown[f"{name} high"].astype(float), high)
+    np.testing.assert_array_equal(shown.errors.astype(int), np.bincount(labels) - right)
+
+
+def test_trust_agrees_with_a_plain_count(page, judged):
+    labels, logits = judged
+    temperature = float(page.locator("td", has_text="logits divided by").inner_text().split()[-1])
+    shown = table(page, "Trust")
+    for row, divisor, precise in ((0, 1.0, 1e-6), (1, temperature, 0.02)):  # the page rounds the temperature
+        probabilities = softmax(logits / divisor, axis=1)
+        confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+        gap = 0.0
+        for k in range(15):
+            inside = (confidence > k / 15) & (confidence <= (k + 1) / 15)
+            if inside.any(): gap += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+        brier = np.mean([((p - np.eye(10)[label]) ** 2).sum() for p, label in zip(probabilities, labels)])
+        assert float(shown["expected calibration error"][row]) == pytest.approx(gap, rel=precise)
+        assert float(shown["Brier score"][row]) == pytest.approx(brier, rel=precise)
+        assert float(shown["negative log-likelihood"][row]) == pytest.approx(log_loss(labels, probabilities, labels=range(10)), rel=precise)
+
+
+def test_slices_agree_with_a_plain_count(page, judged):
+    labels, logits = judged
+    shown, right = table(page, "Weak-slices"), logits.argmax(1) == labels
+    ink = load_test_digits(1000).images.reshape(1000, -1).mean(1)
+    little = ink <= np.quantile(ink, 1 / 3)
+    row = page.locator("tr", has=page.get_by_role("cell", name="little", exact=True)).locator("td")
+    assert [float(row.nth(i).get_attribute("data-value")) for i in (3, 4, 5)] == [little.sum(), (~right[little]).sum(), right[little].mean()]
+    assert shown.images.astype(int)[:3].sum() == 1000
+
+
+def test_mcnemar_agrees_with_statsmodels():
+    random = np.random.default_rng(1)
+    labels = random.integers(0, 10, 500)
+    one, other = (np.where(random.random(500) < share, (labels + 1) % 10, labels) for share in (0.1, 0.06))
+    both = [[np.sum((one == labels) & (other == labels)), np.sum((one == labels) & (other != labels))],
+            [np.sum((one != labels) & (other == labels)), np.sum((one != labels) & (other != labels))]]
+    assert metrics.compare(labels, one, other)["p_value"] == pytest.approx(mcnemar(both, exact=True).pvalue)
+
+
+def test_the_bootstrap_interval_holds_what_it_promises():
+    "Of many samples from the same population, the intervals of some 95% hold the population's F1."
+    population, held = np.array([[80, 10, 0], [5, 90, 5], [5, 5, 100]]), []
+    truth = metrics.f1_scores(population)
+    for drawn in np.random.default_rng(0).multinomial(400, population.ravel() / population.sum(), size=200).reshape(200, 3, 3):
+        low, high = metrics.bootstrap_interval(drawn, metrics.f1_scores, draws=300)
+        held.append((low <= truth) & (truth <= high))
+    assert 0.9 < np.mean(held) < 0.98
+
+
+class Memory(nn.Module):
+    "Knows the first test images by heart, and nothing else."
+    def __init__(self, images=200):
+        super().__init__()
+        digits = load_test_digits(images)
+        known = create_model("base")[0](torch.from_numpy(digits.images).float().flatten(1) / 255)
+        self.look, self.say = nn.Linear(784, images), nn.Linear(images, 10)
+        with torch.no_grad():
+            self.look.weight.copy_(known)
+            self.look.bias.copy_(-0.5 * (known ** 2).sum(1))  # with it, the nearest image has the largest product
+            self.say.weight.copy_(torch.eye(10)[torch.from_numpy(digits.labels)].T * 20)
+            self.say.bias.zero_()
+
+    def forward(self, x): return self.say((self.look(x.flatten(1)) * 5).softmax(1))
+
+
+def sevens():
+    "Says 7, whatever it is shown."
+    network = ARCHITECTURES["base"]()
+    nn.init.zeros_(network[-1].weight)
+    with torch.no_grad(): network[-1].bias.copy_(torch.eye(10)[7] * 4)
+    return network
+
+
+def report_of(build, folder, monkeypatch, test_images):
+    "Runs the stage's second half on a model of its own, with warnings as errors; returns its variables."
+    monkeypatch.setitem(ARCHITECTURES, "extreme", build)
+    settings = vars(Settings(arch="base", train_images=1000, valid_images=200))
+    save_checkpoint(folder / "checkpoints" / "best_model.pth", {"arch": "extreme", "model": create_model("extreme").state_dict(),
+                                                                "settings": settings})
+    cells = [cell for cell in nbformat.read(ROOT / "nbs" / "03_error_analysis.ipynb", 4).cells if cell.cell_type == "code"]
+    at = next(i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
+    names = {"display": lambda *shown, **options: None}
+    exec(cells[2].source, names)  # the notebook's own imports
+    names |= {name: value for name, value in vars(error_analysis).items() if not name.startswith("__")}
+    exec(cells[at].source, names)
+    names |= {"run_dir": str(folder), "test_images": test_images, "device": "cpu"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for cell in cells[at + 1:]: exec(cell.source, names)
+        assert "text/html" in names["confusions"]._repr_mimebundle_()[0]
+    return names
+
+
+def test_report_of_a_perfect_model(tmp_path, monkeypatch):
+    names = report_of(Memory, tmp_path, monkeypatch, 200)
+    stored = json.loads((tmp_path / "metrics.json").read_text())
+    assert stored["errors"] == 0 and names["confusions"].selected == []
+    for words in ("There are no errors.", "Every digit is recognised equally often: 100.00%.", "No slice is weak: there are no errors.",
+                  "There is no error that a person could mend.", "No label of the 200 test images looks wrong."):
+        assert words in stored["findings"]
+    assert "There are no errors to show." in error_analysis.error_gallery(names["subject"])
+
+
+def test_report_of_a_model_that_always_says_seven(tmp_path, monkeypatch):
+    names = report_of(sevens, tmp_path, monkeypatch, 500)
+    found = json.loads((tmp_path / "metrics.json").read_text())["findings"]
+    assert found[0] == "Every image is taken for a 7." and found[1].startswith("Most frequent of ")
+    assert "No corruption lowers the accuracy." in found and any("says little about their labels" in words for words in found)
+    assert [column for column in range(10) if names["matrix"][:, column].any()] == [7]
+    assert json.loads((tmp_path / "run.json").read_text())["metrics"]["test_errors"] == (load_digits("test").labels[:500] != 7).sum()
+
+
+def test_report_of_an_untrained_model(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    report_of(ARCHITECTURES["improved"], tmp_path, monkeypatch, 500)
+    found = json.loads((tmp_path / "metrics.json").read_text())["findings"]
+    assert "no better than always giving the same answer" in found[0] and "NaN" not in (tmp_path / "metrics.json").read_text()
