@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['new_parser', 'add_recipe', 'first_process', 'plain_errors', 'train', 'extract', 'compare', 'report']
 
-# %% ../nbs/09_cli.ipynb #7d905c37
+# %% ../nbs/09_cli.ipynb #cd11bbb5
 import argparse
 import json
 import os
+import shlex
 import signal
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -102,7 +103,7 @@ def extract(words: Sequence[str] | None = None) -> int:  # command line; None ta
         print(f"{len(paths)} images in {options.output_dir}: {paths[0].name} to {paths[-1].name}")
     return 0
 
-# %% ../nbs/09_cli.ipynb #3ed38fb3
+# %% ../nbs/09_cli.ipynb #c5689fc3
 def compare(words: Sequence[str] | None = None) -> int:  # command line; None takes the process's own
     "Command `mnist-compare`: whether one run's model is better than another's, or the difference is noise."
     parser = new_parser("Compare the predictions of two runs, image by image.")
@@ -124,7 +125,9 @@ def compare(words: Sequence[str] | None = None) -> int:  # command line; None ta
         for path, accuracy in ((first, result["first_accuracy"]), (second, result["second_accuracy"])):
             print(f"  {path.name}: {accuracy:.2%} of {result['n']:,} images")
         print(by_digit.rename(columns={"first": f"errors of {first.name}", "second": f"errors of {second.name}"}).to_string(index=False))
-        print(f"To see the images: mnist-report --run {second.name} --resume --param compare_with={first.name}")
+        beside = ["--reports", options.reports] if options.reports else []
+        see = ["mnist-report", "--run", second.name, *beside, "--resume", "--param", f"compare_with={first}"]
+        if second.parent == reports: print(f"To see the images: {shlex.join(see)}")
     return 0
 
 # %% ../nbs/09_cli.ipynb #118042ed

@@ -97,7 +97,7 @@ def suspect_labels(labels: np.ndarray,         # (N,)
         warnings.filterwarnings("ignore", "May not flag all label issues")  # of a digit with very few images
         return find_label_issues(labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
 
-# %% ../nbs/14_inspection.ipynb #c35281aa
+# %% ../nbs/14_inspection.ipynb #caedbb2e
 def out_of_sample(digits: Digits,
                   parts: int = 3,          # at least 2
                   seed: int = 0,
@@ -107,20 +107,19 @@ def out_of_sample(digits: Digits,
     device, n = torch.device(device), len(digits.labels)
     part = np.random.default_rng(seed).permutation(n) % parts
     probabilities = np.empty((n, 10), dtype=np.float32)
-    threads, state = torch.get_num_threads(), torch.random.get_rng_state()
-    for number in range(parts):
-        inside = digits.take(np.flatnonzero(part != number))
-        wanted = apply_recipe("fast", {"train_images": len(inside.labels), "valid_images": 10, "seed": seed})
-        if len(inside.labels) < 20_000: wanted |= {"batch_size": 64, "epochs": 3}  # as many steps as a few images allow
-        settings = Settings(**wanted)
-        training = TrainingState.start(settings, inside, device)
-        tensors = [torch.from_numpy(array).to(device) for array in inside]
-        for _ in range(settings.epochs):
-            batches = draw_batches(len(inside.labels), settings.batch_size, training.order)
-            train_epoch(training.model, training.optimizer, training.scheduler, *tensors, batches, settings,
-                        pick_precision(settings.precision, device))
-        held_out = torch.from_numpy(digits.images[part == number]).to(device)
-        probabilities[part == number] = softmax(predict_logits(training.model, held_out), dim=1).cpu().numpy()
-    torch.set_num_threads(threads)
-    torch.random.set_rng_state(state)
+    with torch.random.fork_rng(devices=[]):
+        for number in range(parts):
+            inside = digits.take(np.flatnonzero(part != number))
+            images = len(inside.labels)
+            changes = {"train_images": images, "valid_images": 10, "seed": seed, "label_smoothing": 0.0}  # for plain probabilities
+            if images < 20_000: changes |= {"batch_size": min(64, images), "epochs": 3}  # as many steps as a few images allow
+            settings = Settings(**apply_recipe("fast", changes))
+            training = TrainingState.start(settings, inside, device)
+            tensors = [torch.from_numpy(array).to(device) for array in inside]
+            for _ in range(settings.epochs):
+                batches = draw_batches(images, settings.batch_size, training.order)
+                train_epoch(training.model, training.optimizer, training.scheduler, *tensors, batches, settings,
+                            pick_precision(settings.precision, device))
+            held_out = torch.from_numpy(digits.images[part == number]).to(device)
+            probabilities[part == number] = softmax(predict_logits(training.model, held_out), dim=1).cpu().numpy()
     return probabilities

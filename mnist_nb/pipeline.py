@@ -194,7 +194,7 @@ def fingerprint(stage: str,
     everything = [source, modules, parameters, inputs, kernel, environment()["versions"]]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
-# %% ../nbs/08_pipeline.ipynb #5c3f5f3d
+# %% ../nbs/08_pipeline.ipynb #a4f68395
 TEMPLATES = Path(sys.modules["mnist_nb"].__file__).parent / "templates"
 
 
@@ -210,8 +210,11 @@ def clean_cell(cell: NotebookNode) -> NotebookNode:
     "A copy of a cell for the page: links lead to pages, and nothing says where this machine keeps the project."
     text = json.dumps(cell).replace(json.dumps(f"{project_root()}{os.sep}")[1:-1], "")
     cell = nbformat.from_dict(json.loads(text))
-    for output in cell.get("outputs", []):  # a page has no Python for a widget to talk to: it takes the widget's HTML
-        if "text/html" in output.get("data", {}): output.data.pop("application/vnd.jupyter.widget-view+json", None)
+    for output in cell.get("outputs", []):
+        if "text/html" in output.get("data", {}):
+            output.data.pop("application/vnd.jupyter.widget-view+json", None)  # needs Python; the HTML does without
+            # the template has the style of the widgets once, as it is now
+            output.data["text/html"] = re.sub(r'<style class="mnist-nb-style">.*?</style>', "", output.data["text/html"], flags=re.DOTALL)
     if "notebook-only" in cell.metadata.get("tags", []): cell.outputs = []  # the page says it in its own way
     if cell.cell_type == "markdown":
         cell.source = re.sub(rf"\]\(({'|'.join(STAGES)})\.ipynb\)", r"](\1.html)", cell.source)
@@ -244,7 +247,8 @@ def render(notebook: NotebookNode,  # executed
     page, _ = exporter.from_notebook_node(
         new_notebook(cells=cells, metadata={"language_info": {"name": "python", "pygments_lexer": "python3"}}),
         resources={"report": {"run": run, "stage": stage, "entry": entry, "links": links, "code_css": code_colours(),
-                              "resume": resume, "facts": headline_facts(run)}})
+                              "resume": resume, "facts": headline_facts(run),
+                              "widgets_css": (STATIC / "widgets.css").read_text(encoding="utf-8")}})
     results_end = page.index("<!-- end of results -->")
     headings = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', page[:results_end], re.DOTALL)
     page = page[:results_end] + re.sub(r'(<h\d id="|class="anchor-link" href="#)', r"\1parts-", page[results_end:])  # no id twice
@@ -296,7 +300,7 @@ def headline_facts(run: dict[str, Any],  # as in run.json, at whatever stage
     if "created" in run: facts.append(("run", run["created"][:10], f"seed {run.get('seed', '')}, recipe {run.get('recipe', 'default')}"))
     return facts
 
-# %% ../nbs/08_pipeline.ipynb #bb219123
+# %% ../nbs/08_pipeline.ipynb #2daefede
 @contextmanager
 def run_lock(run_path: Path,       # run folder, made if need be
             ) -> Iterator[None]:
@@ -340,7 +344,7 @@ def curve_drawing(curve: list[float],  # by epoch
     "A curve as a drawing of a word's size, from its own lowest to its highest value."
     low, high = min(curve), max(curve)
     def place(i, value): return f"{i * 96 / max(len(curve) - 1, 1):.1f},{22 - 20 * (value - low) / ((high - low) or 1):.1f}"
-    places = " ".join(place(i, value) for i, value in enumerate(curve))
+    places = " ".join(place(i, value) for i, value in enumerate(curve)) if len(curve) > 1 else "40,12 56,12"  # a dash for a dot
     return Markup('<svg class="curve" viewBox="0 0 96 24" preserveAspectRatio="none" role="img" aria-label="from {} to {} in {} {}">'
                   '<polyline points="{}"/></svg>').format(f"{curve[0]:.2%}", f"{curve[-1]:.2%}", len(curve),
                                                           "epoch" if len(curve) == 1 else "epochs", places)

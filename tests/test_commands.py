@@ -1,6 +1,7 @@
 """The console scripts as a user calls them."""
 
 import gzip
+import json
 import os
 import re
 import shutil
@@ -177,3 +178,21 @@ def test_help_needs_no_torch(name):
     assert result.returncode == 0 and "usage: " + name in result.stdout
     imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
     assert "argparse" in imported and "torch" not in imported
+
+
+def test_compare_says_which_run_is_better(small_run, tmp_path):
+    labels, logits = (np.load(small_run / "predictions.npz")[name] for name in ("labels", "logits"))
+    better = tmp_path / "better"
+    better.mkdir()
+    (better / "run.json").write_text("{}")
+    mended = logits.copy()
+    mended[:500] = np.eye(10)[labels[:500]] * 9
+    np.savez(better / "predictions.npz", labels=labels, logits=mended)
+    gained = int((logits[:500].argmax(1) != labels[:500]).sum())
+    result = command("mnist-compare", small_run, "better", "--reports", tmp_path)
+    assert result.returncode == 0 and result.stdout.startswith("better is better than small: ")
+    assert f"{gained} images that only better gets right, 0 that only small does" in result.stdout
+    figures = json.loads(command("mnist-compare", "better", small_run, "--reports", tmp_path, "--json").stdout)
+    assert figures["difference"] == -gained / 1000 and sum(row["difference"] for row in figures["by_digit"]) == gained
+    misspelt = command("mnist-compare", "bettr", small_run, "--reports", tmp_path)
+    assert misspelt.returncode == 2 and "did you mean 'better'?" in misspelt.stderr

@@ -1,6 +1,7 @@
 """The figures of a report, against other implementations of them, and reports of models that are extreme."""
 
 import json
+import re
 import warnings
 
 import nbformat
@@ -9,7 +10,9 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
+from markupsafe import escape
 from scipy.special import softmax
+from scipy.stats import fisher_exact
 from sklearn.metrics import log_loss, precision_recall_fscore_support
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
@@ -30,7 +33,7 @@ def table(page, heading):
       return [...table.tBodies[0].rows].map(row => Object.fromEntries([...row.cells].flatMap((cell, i) => [
         [names[i], cell.dataset.value], [`${names[i]} low`, cell.dataset.low], [`${names[i]} high`, cell.dataset.high]])));
     }""")
-    return pd.DataFrame(rows).apply(pd.to_numeric, errors="ignore" if pd.__version__ < "3" else "coerce")
+    return pd.DataFrame(rows).apply(pd.to_numeric, errors="coerce")
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +59,24 @@ def test_each_digit_agrees_with_scikit_learn_and_statsmodels(page, judged):
         low, high = proportion_confint(right, n, method="wilson")
         np.testing.assert_allclose(shown[f"{name} low"].astype(float), low)
         np.testing.assert_allclose(shown[f"{name} high"].astype(float), high)
-    np.testing.assert_array_equal(shown.errors.astype(int), np.bincount(labels) - right)
+    np.testing.assert_array_equal(shown.errors, np.bincount(labels) - right)
+    low, high = proportion_confint(np.bincount(labels) - right, np.bincount(labels), method="wilson")
+    np.testing.assert_allclose(shown["errors low"], low * np.bincount(labels), atol=1e-9)
+    np.testing.assert_allclose(shown["errors high"], high * np.bincount(labels))
+    jaccard = np.array(proportion_confint(right, np.bincount(labels) + found - right, method="wilson"))
+    np.testing.assert_allclose(shown[["F1 low", "F1 high"]].T, 2 * jaccard / (1 + jaccard))
 
 
-def test_trust_agrees_with_a_plain_count(page, judged):
+def test_trust_agrees_with_a_plain_count(page, judged, small_run):
     labels, logits = judged
-    temperature = float(page.locator("td", has_text="logits divided by").inner_text().split()[-1])
+    subject = error_analysis.load_subject(small_run, 1000, "cpu")
+    valid = subject.logits_of(subject.valid.images).astype(float)  # the temperature comes from validation, not from the test set
+    scales = np.exp(np.linspace(np.log(0.05), np.log(20), 2000))
+    temperature = scales[np.argmin([log_loss(subject.valid.labels, softmax(valid / scale, axis=1), labels=range(10)) for scale in scales])]
+    stored = json.loads((small_run / "metrics.json").read_text())["trust"]["temperature"]
+    assert stored == pytest.approx(temperature, rel=0.01)
     shown = table(page, "Trust")
-    for row, divisor, precise in ((0, 1.0, 1e-6), (1, temperature, 0.02)):  # the page rounds the temperature
+    for row, divisor in ((0, 1.0), (1, stored)):
         probabilities = softmax(logits / divisor, axis=1)
         confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
         gap = 0.0
@@ -71,9 +84,9 @@ def test_trust_agrees_with_a_plain_count(page, judged):
             inside = (confidence > k / 15) & (confidence <= (k + 1) / 15)
             if inside.any(): gap += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
         brier = np.mean([((p - np.eye(10)[label]) ** 2).sum() for p, label in zip(probabilities, labels)])
-        assert float(shown["expected calibration error"][row]) == pytest.approx(gap, rel=precise)
-        assert float(shown["Brier score"][row]) == pytest.approx(brier, rel=precise)
-        assert float(shown["negative log-likelihood"][row]) == pytest.approx(log_loss(labels, probabilities, labels=range(10)), rel=precise)
+        assert float(shown["expected calibration error"][row]) == pytest.approx(gap)
+        assert float(shown["Brier score"][row]) == pytest.approx(brier)
+        assert float(shown["negative log-likelihood"][row]) == pytest.approx(log_loss(labels, probabilities, labels=range(10)))
 
 
 def test_slices_agree_with_a_plain_count(page, judged):
@@ -81,9 +94,32 @@ def test_slices_agree_with_a_plain_count(page, judged):
     shown, right = table(page, "Weak-slices"), logits.argmax(1) == labels
     ink = load_test_digits(1000).images.reshape(1000, -1).mean(1)
     little = ink <= np.quantile(ink, 1 / 3)
-    row = page.locator("tr", has=page.get_by_role("cell", name="little", exact=True)).locator("td")
-    assert [float(row.nth(i).get_attribute("data-value")) for i in (3, 4, 5)] == [little.sum(), (~right[little]).sum(), right[little].mean()]
-    assert shown.images.astype(int)[:3].sum() == 1000
+    rows = page.locator("tr", has=page.get_by_role("rowheader", name="little", exact=True)).evaluate(
+        "row => [...row.cells].map(cell => cell.dataset.value)")
+    assert [float(rows[i]) for i in (2, 3, 6)] == [right[little].mean(), (~right[little]).sum(), little.sum()]
+    assert float(rows[5]) >= fisher_exact([[right[little].sum(), (~right[little]).sum()],
+                                           [right[~little].sum(), (~right[~little]).sum()]]).pvalue  # Holm makes it no smaller
+    assert shown.images[:3].sum() == 1000
+
+
+def test_heat_map_agrees_with_the_model(page, small_run):
+    subject = error_analysis.load_subject(small_run, 1000, "cpu")
+    shown = table(page, "Corrupted-pictures")
+    negative = subject.logits_of(255 - subject.test.images).argmax(1) == subject.test.labels
+    assert shown.severe.iloc[-1] == pytest.approx(negative.mean(), abs=0.003)  # a rounded grey value may tip an image
+    brighter = np.minimum(subject.test.images.astype(int) + 51, 255).astype(np.uint8)
+    assert shown.mild.iloc[-2] == pytest.approx((subject.logits_of(brighter).argmax(1) == subject.test.labels).mean(), abs=0.003)
+
+
+def test_asking_agrees_with_a_plain_count(page, judged, small_run):
+    labels, logits = judged
+    temperature = json.loads((small_run / "metrics.json").read_text())["trust"]["temperature"]
+    confidence = softmax(logits / temperature, axis=1).max(1)
+    kept = np.argsort(-confidence, kind="stable")[:950]
+    right = (logits.argmax(1) == labels)[kept]
+    row = page.locator("tr", has=page.get_by_role("rowheader", name="5.0%"))
+    cells = row.evaluate("row => [...row.cells].map(cell => Number(cell.dataset.value))")
+    assert cells[1:] == [50, (~right).sum(), pytest.approx(right.mean())]
 
 
 def test_mcnemar_agrees_with_statsmodels():
@@ -129,7 +165,7 @@ def sevens():
     return network
 
 
-def report_of(build, folder, monkeypatch, test_images):
+def report_of(build, folder, monkeypatch, test_images, compare_with=""):
     "Runs the stage's second half on a model of its own, with warnings as errors; returns its variables."
     monkeypatch.setitem(ARCHITECTURES, "extreme", build)
     settings = vars(Settings(arch="base", train_images=1000, valid_images=200))
@@ -141,7 +177,7 @@ def report_of(build, folder, monkeypatch, test_images):
     exec(cells[2].source, names)  # the notebook's own imports
     names |= {name: value for name, value in vars(error_analysis).items() if not name.startswith("__")}
     exec(cells[at].source, names)
-    names |= {"run_dir": str(folder), "test_images": test_images, "device": "cpu"}
+    names |= {"run_dir": str(folder), "test_images": test_images, "compare_with": compare_with, "device": "cpu"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for cell in cells[at + 1:]: exec(cell.source, names)
@@ -154,7 +190,7 @@ def test_report_of_a_perfect_model(tmp_path, monkeypatch):
     stored = json.loads((tmp_path / "metrics.json").read_text())
     assert stored["errors"] == 0 and names["confusions"].selected == []
     for words in ("There are no errors.", "Every digit is recognised equally often: 100.00%.", "No slice is weak: there are no errors.",
-                  "There is no error that a person could mend.", "No label of the 200 test images looks wrong."):
+                  "There is no error that a person could mend.", "cleanlab asks for a second look at none of the 200 test labels."):
         assert words in stored["findings"]
     assert "There are no errors to show." in error_analysis.error_gallery(names["subject"])
 
@@ -172,4 +208,24 @@ def test_report_of_an_untrained_model(tmp_path, monkeypatch):
     torch.manual_seed(0)
     report_of(ARCHITECTURES["improved"], tmp_path, monkeypatch, 500)
     found = json.loads((tmp_path / "metrics.json").read_text())["findings"]
-    assert "no better than always giving the same answer" in found[0] and "NaN" not in (tmp_path / "metrics.json").read_text()
+    assert "is not shown to be better than that of always saying" in found[0]
+    assert "NaN" not in (tmp_path / "metrics.json").read_text()
+
+
+@pytest.mark.parametrize("test_images", [1, 10])
+def test_report_of_very_few_images(tmp_path, monkeypatch, test_images):
+    report_of(Memory, tmp_path, monkeypatch, test_images)
+    stored = json.loads((tmp_path / "metrics.json").read_text())
+    assert stored["n"] == test_images and stored["macro"]["f1"] == 1.0
+
+
+def test_report_that_compares(tmp_path, monkeypatch):
+    report_of(Memory, tmp_path / "first", monkeypatch, 200)
+    names = report_of(sevens, tmp_path / "second", monkeypatch, 500, compare_with="first")
+    words = names["findings"][-1]
+    sevens_there = (load_digits("test").labels[:200] == 7).sum()
+    assert words.startswith("second is worse than first: ") and "on 200 images" in words
+    assert f"0 images that only second gets right, {200 - sevens_there} that only first does" in words
+    assert escape(words) in names["compared"] and names["compared"].count("<li>") == 12
+    errors = re.findall(r'data-value="(\d+)">', str(names["compared"]))
+    assert str(sevens_there) in errors

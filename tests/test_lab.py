@@ -57,7 +57,8 @@ def value_of(page, expression):
 def test_the_choice_in_the_confusion_matrix_is_a_python_value(browser, lab):
     page = browser.new_page(viewport={"width": 1300, "height": 1600})
     page.goto(f"{lab}/tree/look.ipynb?reset")
-    page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000)
+    kernel = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+    page.wait_for_function(f"() => {kernel}?.status === 'idle'", timeout=60_000)
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     cell = page.get_by_role("button", name="true 7, predicted 8:")
     cell.click(timeout=60_000)

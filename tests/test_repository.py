@@ -104,18 +104,20 @@ def test_readme_links_lead_somewhere():
 
 def test_readme_shows_the_figures_that_were_measured():
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    try: import accuracy, speed  # noqa: E401
+    try: import accuracy, page, speed  # noqa: E401
     finally: sys.path.pop(0)
-    measured = {name: json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in ("accuracy", "speed")}
+    measured = {name: json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in ("accuracy", "page", "speed")}
     readme = (ROOT / "README.md").read_text()
     assert accuracy.table(measured["accuracy"]) in readme and speed.table(measured["speed"]) in readme
+    assert page.sentence(measured["page"]) in " ".join(readme.split())
     assert all(map(accuracy.is_current, measured["accuracy"])), "a recipe has changed since: run benchmarks/accuracy.py again"
     rows = [(result["recipe"], result["settings"]["arch"], result["settings"]["seed"]) for result in measured["accuracy"]]
     assert sorted(rows) == sorted((*row, seed) for row in accuracy.PLAN for seed in range(3))
 
 
 def test_a_built_package_holds_templates_and_scripts(tmp_path):
-    shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".*", "reports", "data", "node_modules", "__pycache__", "*.egg-info"))
+    left_out = shutil.ignore_patterns(".*", "reports", "data", "node_modules", "__pycache__", "*.egg-info")
+    shutil.copytree(ROOT, tmp_path / "source", ignore=left_out)
     subprocess.run([sys.executable, "setup.py", "-q", "build", "--build-lib", str(tmp_path / "lib")], cwd=tmp_path / "source",
                    check=True, capture_output=True)
     for folder in ("templates/report", "static"):

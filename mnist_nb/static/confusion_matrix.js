@@ -19,26 +19,33 @@ function card(label, { index, src, top }) {
   return element("li", { "data-index": index }, element("figure", {}, image, element("figcaption", {}, ...words)));
 }
 
-function showChoice(model, panel) {
+function showChoice(model, heading, images) {
   const choice = model.get("selected");
-  if (!choice.length) return panel.replaceChildren(element("p", {}, "Choose a cell to see its images."));
+  if (!choice.length) {
+    heading.textContent = "";
+    return images.replaceChildren(element("p", {}, "Choose a cell to see its images."));
+  }
   const [label, predicted] = choice;
   const { count, shown } = model.get("images")[`${label},${predicted}`] ?? { count: 0, shown: [] };
   const sample = shown.length < count ? `; a sample of ${shown.length}` : "";
-  const heading = `True ${label}, predicted ${predicted}: ${count.toLocaleString("en")} ${count === 1 ? "image" : "images"}${sample}`;
+  heading.textContent = `True ${label}, predicted ${predicted}: ${count.toLocaleString("en")} ${count === 1 ? "image" : "images"}${sample}`;
   const list = element("ul", { class: "cards", tabindex: 0, "aria-label": "Images of the chosen cell, surest first" },
     ...shown.slice(0, AT_ONCE).map(image => card(label, image)));
-  panel.replaceChildren(element("h3", { "aria-live": "polite" }, heading));
-  if (shown.length) panel.append(list);
+  images.replaceChildren(...(shown.length ? [list] : []));
   if (shown.length <= AT_ONCE) return;
   const more = element("button", { type: "button" }, `Show all ${shown.length}`);
   more.addEventListener("click", () => { list.append(...shown.slice(AT_ONCE).map(image => card(label, image))); more.remove(); });
-  panel.append(more);
+  images.append(more);
 }
 
 function render({ model, el }) {
-  if (!el.querySelector("table")) el.innerHTML = model.get("html");
-  const panel = el.querySelector(".chosen");
+  if (!el.querySelector("table")) {
+    el.innerHTML = model.get("html");
+    const view = Math.random().toString(36).slice(2); // a second view of the same widget has a choice of its own
+    for (const choice of el.querySelectorAll("input")) choice.name += view;
+  }
+  const heading = element("h3", { "aria-live": "polite" }), images = element("div"); // screen readers follow what stays
+  el.querySelector(".chosen").replaceChildren(heading, images);
   const buttons = [...el.querySelectorAll("tbody tr")].map((row, label) => [...row.querySelectorAll("td")].map((cell, predicted) => {
     const button = element("button", { type: "button", tabindex: -1, "aria-label": cell.dataset.label }, ...cell.childNodes);
     button.addEventListener("click", () => { model.set("selected", [label, predicted]); model.save_changes(); });
@@ -66,11 +73,12 @@ function render({ model, el }) {
     buttons.forEach((row, i) => row.forEach((button, j) => button.setAttribute("aria-pressed", i === label && j === predicted)));
     if (label !== undefined) buttons.flat().forEach(button => { button.tabIndex = button.getAttribute("aria-pressed") === "true" ? 0 : -1; });
     else buttons[0][0].tabIndex = 0;
-    showChoice(model, panel);
+    showChoice(model, heading, images);
   }
 
   model.on("change:selected", update);
   update();
+  return () => model.off("change:selected", update); // when JupyterLab takes the view away
 }
 
 export default { render };

@@ -69,7 +69,11 @@ function followReader() {
     const end = window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 2;
     const passed = headings.filter(heading => heading.getBoundingClientRect().top < window.innerHeight / 3).length;
     const current = end ? links.length - 1 : passed - 1;
-    links.forEach((link, i) => { if (i === current) link.setAttribute("aria-current", "location"); else link.removeAttribute("aria-current"); });
+    links.forEach((link, i) => {
+      if (i !== current) return link.removeAttribute("aria-current");
+      link.setAttribute("aria-current", "location");
+      link.closest("nav").scrollTo({ left: link.offsetLeft - link.closest("nav").offsetLeft - 16 }); // a narrow page has them in one line
+    });
   };
   if (!links.length) return;
   document.addEventListener("scroll", mark, { passive: true });
@@ -77,5 +81,22 @@ function followReader() {
   mark();
 }
 
+// What is wider than its box can be reached and moved by keyboard.
+function reachScrollers() {
+  const reach = () => {
+    for (const box of document.querySelectorAll("main :is(.scroll, .highlight, .jp-OutputArea-child, .jp-CodeMirrorEditor, pre)")) {
+      if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight) box.tabIndex = 0;
+      else box.removeAttribute("tabindex");
+    }
+  };
+  for (const event of ["toggle", "change"]) document.addEventListener(event, reach, true); // folded parts have no width
+  window.addEventListener("resize", reach);
+  reach();
+}
+
+// On paper nothing can be unfolded: parameters and versions are open there.
+window.addEventListener("beforeprint", () => document.querySelectorAll("footer details").forEach(part => { part.open = true; }));
+
 improveTables();
 followReader();
+reachScrollers();
