@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import signal
 import subprocess
 import time
 
@@ -136,18 +135,6 @@ def test_bad_input_is_refused_before_anything_starts(words, message, tmp_path, c
     assert not (tmp_path / "reports").exists()
 
 
-def test_resume_repairs_a_damaged_model(small_run, tmp_path):
-    shutil.copytree(small_run, tmp_path / "small")
-    best = tmp_path / "small" / "checkpoints" / "best_model.pth"
-    whole = best.read_bytes()
-    best.write_bytes(whole[:len(whole) // 2])
-    result = command("mnist-report", "--run", "small", "--reports", tmp_path, "--resume")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("unchanged, kept") == 2 and best.stat().st_size > 0.9 * len(whole)
-    metrics = [read(folder / "small" / "metrics.json") for folder in (small_run.parent, tmp_path)]
-    assert metrics[0] == metrics[1]
-
-
 def test_plain_papermill_analyses(small_run, tmp_path):
     shutil.copytree(small_run, tmp_path / "run")
     result = command("papermill", ROOT / "nbs" / "03_error_analysis.ipynb", tmp_path / "out.ipynb", "--no-progress-bar",
@@ -178,27 +165,11 @@ def wait_for(condition, seconds: float = 120.0):
     raise AssertionError(f"nothing happened within {seconds} s")
 
 
-def test_interrupted_then_killed_then_resumed(tmp_path):
-    "Ctrl-C in one stage, a killed kernel in the training stage; then the run is finished from where it was."
+def test_killed_then_resumed(tmp_path):
+    "A killed kernel in the training stage; then the run is finished from where it was."
     run = tmp_path / "hard"
     words = report_words("hard", tmp_path, epochs=6, train_images=20_000)
-
-    def start(*more): return subprocess.Popen([executable("mnist-report"), *words, *more], cwd=ROOT, text=True,
-                                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-    process = start()
-    wait_for(lambda: (run / "run.json").exists() and "01_models" in status(run) and kernels(process))
-    started = kernels(process)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert read(run / "run.json")["status"] == "failed" and status(run) == {"00_data": "done", "01_models": "failed"}
-    assert "interrupted" in (run / "01_models.html").read_text()
-    assert re.search(r"--run hard --reports \S+ --resume", output)
-    _, alive = psutil.wait_procs(started, timeout=5)
-    assert not alive
-
-    process = start("--resume")
+    process = subprocess.Popen([executable("mnist-report"), *words], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_for(lambda: (run / "checkpoints" / "last_model.pth").exists() and kernels(process))
     for kernel in kernels(process): kernel.kill()
     output, _ = process.communicate(timeout=120)
