@@ -194,7 +194,7 @@ def fingerprint(stage: str,
     everything = [source, modules, parameters, inputs, kernel, environment()["versions"]]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
-# %% ../nbs/08_pipeline.ipynb #a4f68395
+# %% ../nbs/08_pipeline.ipynb #bfa54b43
 TEMPLATES = Path(sys.modules["mnist_nb"].__file__).parent / "templates"
 
 
@@ -292,7 +292,7 @@ def headline_facts(run: dict[str, Any],  # as in run.json, at whatever stage
     if "model_parameters" in metrics:
         size = f", {metrics['onnx_bytes'] / 1e6:.2f} MB as ONNX" if "onnx_bytes" in metrics else ""
         facts.append(("model", parameters.get("arch", ""), f"{metrics['model_parameters']:,} parameters{size}"))
-    if "training_seconds" in metrics:
+    if {"training_seconds", "epochs"} <= metrics.keys():
         epochs = metrics["epochs"]
         words = f"{epochs} {'epoch' if epochs == 1 else 'epochs'} on {run.get('device', '')}"
         seconds = metrics["training_seconds"]

@@ -268,5 +268,5 @@ def test_reference_pages_state_the_figures_of_their_run(browser):
     metrics = json.loads((folder / "metrics.json").read_text())
     page = Reader(browser).open(folder / "03_error_analysis.html")
     assert page.locator(".headline strong").all_inner_texts()[:2] == [f"{metrics['accuracy']:.2%}", str(metrics["errors"])]
-    assert page.locator(".findings li").all_inner_texts() == metrics["findings"]
+    assert page.locator(".results .findings li").all_inner_texts() == metrics["findings"]
     assert (folder / "03_error_analysis.html").stat().st_size <= 6e6
