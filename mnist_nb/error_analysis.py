@@ -298,7 +298,7 @@ def corruptions_as_html(table: pd.DataFrame,  # from `corruption_table`
         f"Accuracy at three strengths, each within {widest * 100:.1f} points at 95%; without corruption {accuracy:.2%}. "
         "The full shade is an accuracy of 50% or less.")
 
-# %% ../nbs/03_error_analysis.ipynb #8558ae50
+# %% ../nbs/03_error_analysis.ipynb #5221e68d
 def suspect_gallery(digits: Digits,
                     probabilities: np.ndarray,  # (N, 10)
                     suspects: np.ndarray,        # indices from `suspect_labels`
@@ -317,7 +317,7 @@ def suspect_gallery(digits: Digits,
 def suspect_words(digits: Digits,
                   probabilities: np.ndarray,  # (N, 10)
                   suspects: np.ndarray,        # indices from `suspect_labels`
-                  where: str,                  # "test" or "training"
+                  where: str,                  # "test", or "training and validation"
                  ) -> str:
     "How many labels want a second look, in a sentence."
     accuracy, n, found = (probabilities.argmax(1) == digits.labels).mean(), len(digits.labels), len(suspects)
@@ -372,7 +372,7 @@ def comparison_as_html(subject: Subject,
                  for winner, wrong, right in ((name, others, own), (other_path.name, own, others))]
     return words, Markup("<p>{}</p>").format(words) + table + Markup("").join(galleries)
 
-# %% ../nbs/03_error_analysis.ipynb #44b79902
+# %% ../nbs/03_error_analysis.ipynb #3acaf020
 def describe_digits(metrics: dict[str, Any],  # from `classification_metrics`
                    ) -> str:
     "Which digit is recognised least, in a sentence, and which ones may be as hard."
@@ -380,7 +380,7 @@ def describe_digits(metrics: dict[str, Any],  # from `classification_metrics`
     hardest, easiest = there[0], there[-1]
     if hardest["recall"] == easiest["recall"]: return f"Every digit is recognised equally often: {hardest['recall']:.2%}."
     near = sorted(row["digit"] for row in there[1:] if row["recall"] <= hardest["recall_high"])
-    also = f", which {', '.join(map(str, near))} may share" if near else ""
+    also = f"; {', '.join(map(str, near))} {'lies' if len(near) == 1 else 'lie'} within it" if near else ""
     return (f"Digit {hardest['digit']} has the lowest recall, {hardest['recall']:.2%} (95% interval {hardest['recall_low']:.2%} to "
             f"{hardest['recall_high']:.2%}{also}); digit {easiest['digit']} has the highest, {easiest['recall']:.2%}.")
 
