@@ -103,7 +103,7 @@ def extract(words: Sequence[str] | None = None) -> int:  # command line; None ta
         print(f"{len(paths)} images in {options.output_dir}: {paths[0].name} to {paths[-1].name}")
     return 0
 
-# %% ../nbs/09_cli.ipynb #3e048638
+# %% ../nbs/09_cli.ipynb #7e02ada3
 def compare(words: Sequence[str] | None = None) -> int:  # command line; None takes the process's own
     "Command `mnist-compare`: whether one run's model is better than another's, or the difference is noise."
     parser = new_parser("Compare the predictions of two runs, image by image.")
@@ -126,7 +126,8 @@ def compare(words: Sequence[str] | None = None) -> int:  # command line; None ta
             print(f"  {path.name}: {accuracy:.2%} of {result['n']:,} images")
         print(by_digit.rename(columns={"first": f"errors of {first.name}", "second": f"errors of {second.name}"}).to_string(index=False))
         beside = ["--reports", options.reports] if options.reports else []
-        see = ["mnist-report", "--run", second.name, *beside, "--resume", "--param", f"compare_with={first.name if first.parent == reports else first}"]
+        other = first.name if first.parent == reports else first
+        see = ["mnist-report", "--run", second.name, *beside, "--resume", "--param", f"compare_with={other}"]
         if second.parent == reports: print(f"To see the images: {shlex.join(see)}")
     return 0
 
