@@ -128,6 +128,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'mnist_nb.metrics.common_predictions': ('metrics.html#common_predictions', 'mnist_nb/metrics.py'),
                                   'mnist_nb.metrics.compare': ('metrics.html#compare', 'mnist_nb/metrics.py'),
                                   'mnist_nb.metrics.compare_digits': ('metrics.html#compare_digits', 'mnist_nb/metrics.py'),
+                                  'mnist_nb.metrics.confidence_bins': ('metrics.html#confidence_bins', 'mnist_nb/metrics.py'),
                                   'mnist_nb.metrics.count_confusions': ('metrics.html#count_confusions', 'mnist_nb/metrics.py'),
                                   'mnist_nb.metrics.coverage_curve': ('metrics.html#coverage_curve', 'mnist_nb/metrics.py'),
                                   'mnist_nb.metrics.describe_comparison': ('metrics.html#describe_comparison', 'mnist_nb/metrics.py'),

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['wilson_interval', 'count_confusions', 'top_confusions', 'describe_confusions', 'f1_scores', 'f1_interval',
-           'bootstrap_interval', 'classification_metrics', 'reliability', 'calibration_error', 'calibration_limit',
-           'trust', 'fit_temperature', 'coverage_curve', 'asking_table', 'compare', 'describe_comparison',
-           'load_predictions', 'common_predictions', 'compare_digits']
+           'bootstrap_interval', 'classification_metrics', 'confidence_bins', 'reliability', 'calibration_error',
+           'calibration_limit', 'trust', 'fit_temperature', 'coverage_curve', 'asking_table', 'compare',
+           'describe_comparison', 'load_predictions', 'common_predictions', 'compare_digits']
 
 # %% ../nbs/12_metrics.ipynb #2ddac333
 import zipfile
@@ -111,15 +111,21 @@ def classification_metrics(labels: np.ndarray,     # (N,) true digits
             "macro": {"precision": float(precision[met].mean()), "recall": float(recall[met].mean()), "f1": float(f1[met].mean()),
                       "f1_interval": (float(macro_low), float(macro_high))}, "per_class": per_class}
 
-# %% ../nbs/12_metrics.ipynb #ea11d36a
+# %% ../nbs/12_metrics.ipynb #9018aa3f
+def confidence_bins(confidence: np.ndarray,  # (N,) 0 to 1
+                    bins: int,                # of equal width, from 0 to 1
+                   ) -> np.ndarray:          # (N,) 0 to bins - 1
+    "The bin of each confidence; a bin holds its upper end."
+    return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+
+
 def reliability(labels: np.ndarray,         # (N,)
                 probabilities: np.ndarray,   # (N, C)
                 bins: int = 15,              # of equal width, from 0 to 1
                ) -> pd.DataFrame:           # a row for each bin that is not empty: bin, images, confidence, accuracy, low, high
     "Mean confidence, and accuracy with its 95% interval, in each bin of the confidence."
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # a bin holds its upper end
-    rows = []
+    place, rows = confidence_bins(confidence, bins), []
     for number in np.unique(place):
         inside = place == number
         rows.append((number, inside.sum(), confidence[inside].mean(), right[inside].mean(),
@@ -139,7 +145,7 @@ def calibration_limit(probabilities: np.ndarray,  # (N, C)
                      ) -> float:                  # 0 to 1
     "What the calibration error of a perfectly calibrated model stays below, 19 times out of 20, on as many images."
     confidence = probabilities.max(1)
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    place = confidence_bins(confidence, bins)
     expected = np.bincount(place, confidence, bins)
     random, errors = np.random.default_rng(seed), []
     for _ in range(draws):

@@ -7,6 +7,7 @@ import signal
 import sys
 
 import nbformat
+import psutil
 import pytest
 from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -138,6 +139,8 @@ def test_an_interruption(toy, number):
     assert "interrupted" in toy.page()
     index = (toy.reports / "index.html").read_text()
     assert "Training: interrupted" in index and ">running<" not in index
+    kernels = [child for child in psutil.Process().children(recursive=True) if "ipykernel_launcher" in " ".join(child.cmdline())]
+    assert psutil.wait_procs(kernels, timeout=5)[1] == []
 
 
 def test_resume_with_another_parameter_leaves_nothing_of_the_old_one(toy):
