@@ -6,12 +6,13 @@
 __all__ = ['SHA256', 'SPLITS', 'AUGMENTATIONS', 'parse_idx', 'read_archive', 'has_archives', 'download_archives', 'find_data',
            'Digits', 'load_digits', 'check_test_images', 'load_test_digits', 'show', 'digit_grid', 'check_split',
            'split_digits', 'pixel_statistics', 'to_unit', 'Augmentation', 'affine_matrices', 'pixel_places', 'warp',
-           'elastic_basis', 'cut_out', 'augment', 'augmentation_grid', 'one_of_each', 'extract_samples',
+           'elastic_basis', 'cut_out', 'augment', 'augmentation_grid', 'one_of_each', 'photo_of', 'extract_samples',
            'class_balance', 'plot_class_balance']
 
-# %% ../nbs/00_data.ipynb #821c08a7
+# %% ../nbs/00_data.ipynb #c1e8382a
 import gzip
 import hashlib
+import io
 import math
 import os
 import tempfile
@@ -334,13 +335,33 @@ def one_of_each(digits: Digits) -> np.ndarray:  # (10, 28, 28) uint8
     "The first image of each digit."
     return digits.images[[np.flatnonzero(digits.labels == digit)[0] for digit in range(10)]]
 
-# %% ../nbs/00_data.ipynb #0b92fce2
+# %% ../nbs/00_data.ipynb #0d84d8f5
+def photo_of(image: np.ndarray,             # (28, 28) uint8
+             random: np.random.Generator,
+            ) -> bytes:                     # a JPEG file, RGB, 60 to 600 pixels on a side, quality 60
+    "A photo of a digit on paper, drawn at random."
+    from PIL import Image
+    side = int(random.integers(60, 601))
+    size = max(28, int(side * random.uniform(0.35, 0.8)))  # of the whole MNIST image, margins included
+    top, left = random.integers(0, side - size + 1, 2)
+    ink = np.zeros((side, side))
+    ink[top:top + size, left:left + size] = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)) / 255
+    down, right = np.mgrid[:side, :side] / side - 0.5
+    paper = random.uniform(0.65, 0.95) + random.uniform(-0.15, 0.15) * down + random.uniform(-0.15, 0.15) * right
+    gray = paper * (1 - ink) + random.uniform(0.05, 0.3) * ink
+    tint, noise = 1 + random.uniform(-0.06, 0.06, 3), random.normal(0, 0.02, (side, side, 3))
+    file = io.BytesIO()
+    Image.fromarray(((gray[:, :, None] * tint + noise).clip(0, 1) * 255).astype(np.uint8)).save(file, "jpeg", quality=60)
+    return file.getvalue()
+
+# %% ../nbs/00_data.ipynb #9753a071
 def extract_samples(digits: Digits,
                     folder: str | Path,   # made if need be
                     per_digit: int = 1,   # images of each label, at least 1
                     seed: int = 0,        # which ones
-                   ) -> list[Path]:       # digit_<label>_sample_<index>.png, index the position in `digits`
-    "Writes randomly chosen images of each label as PNG files, 28×28, light ink on black as in MNIST."
+                    photos: bool = False,  # JPEG files of `photo_of`, instead of PNG files, 28×28, light ink on black as in MNIST
+                   ) -> list[Path]:       # digit_<label>_sample_<index>.png or .jpg, index the position in `digits`
+    "Writes randomly chosen images of each label as picture files."
     from PIL import Image
     fewest = np.bincount(digits.labels, minlength=10).min()
     if seed < 0: raise InputError(f"seed={seed} is out of range: give 0 or more.")
@@ -349,8 +370,10 @@ def extract_samples(digits: Digits,
     random, paths = np.random.default_rng(seed), []
     for label in range(10):
         for index in sorted(random.choice(np.flatnonzero(digits.labels == label), per_digit, replace=False)):
-            paths.append(Path(folder) / f"digit_{label}_sample_{index}.png")
-            with atomic_write(paths[-1]) as temporary: Image.fromarray(digits.images[index]).save(temporary)
+            paths.append(Path(folder) / f"digit_{label}_sample_{index}.{'jpg' if photos else 'png'}")
+            with atomic_write(paths[-1]) as temporary:
+                if photos: temporary.write_bytes(photo_of(digits.images[index], np.random.default_rng([seed, index])))
+                else: Image.fromarray(digits.images[index]).save(temporary)
     return paths
 
 # %% ../nbs/00_data.ipynb #d5f96aef

@@ -46,7 +46,7 @@ from .recipes import Settings, apply_recipe
 from .runs import (InputError, atomic_write, choose, environment, find_run, now, project_root, read_run, require_writable,
                            update_run, write_json)
 
-# %% ../nbs/08_pipeline.ipynb #ae382d95
+# %% ../nbs/08_pipeline.ipynb #33cb0d57
 @dataclass(frozen=True)
 class Stage:
     "What a stage takes from the run folder and leaves in it, beside its own notebook and page."
@@ -64,7 +64,7 @@ STAGES = {  # by the file stem of the notebook
                                outputs=("predictions.npz", "metrics.json", "per_class.csv", "confusion_matrix.csv",
                                         "confusion_matrix.png"),
                                metrics=("test_accuracy", "test_accuracy_interval", "test_errors", "test_images", "test_macro_f1")),
-    "04_export": Stage(inputs=("checkpoints/best_model.pth",), outputs=("model.onnx", "export.json"),
+    "04_export": Stage(inputs=("checkpoints/best_model.pth",), outputs=("model.onnx", "model.int8.onnx", "model.pt2", "export.json"),
                        metrics=("onnx_bytes", "model_bytes")),
 }
 FULL_RUN = {"epochs": 10, "train_images": 54_000, "valid_images": 6_000, "test_images": 10_000}  # instead of the small defaults

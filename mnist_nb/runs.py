@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'choose', 'project_root', 'from_root', 'atomic_write', 'require_writable', 'write_json', 'read_run',
-           'update_run', 'find_run', 'now', 'git_commit', 'environment', 'available_cores']
+           'update_run', 'find_run', 'now', 'git_commit', 'environment', 'available_cores', 'compute_threads']
 
 # %% ../nbs/10_runs.ipynb #d911a099
 import difflib
@@ -111,7 +111,7 @@ def find_run(name: str,             # of a run in `reports`, or a path; a relati
     if not names: raise InputError(f"there is no run {name!r}, nor any other in {reports}: make one with `mnist-report`.")
     raise InputError(f"{choose('run', name, names)} has no run.json.")
 
-# %% ../nbs/10_runs.ipynb #7e133f9b
+# %% ../nbs/10_runs.ipynb #55354637
 def now() -> str:
     "The time in UTC, ISO 8601, to the second."
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -142,3 +142,11 @@ def available_cores() -> int:
     try: quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # a container's share of the processor time
     except (OSError, ValueError): return cores
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def compute_threads(processes: int = 1,  # that share this machine's cores
+                   ) -> int:
+    "How many threads a process should compute with: $OMP_NUM_THREADS at most where that is set."
+    cores, asked = max(1, available_cores() // processes), os.environ.get("OMP_NUM_THREADS", "")
+    if processes > 1 or not asked.isdigit(): return cores  # torchrun sets it to 1, whatever the machine has
+    return max(1, min(cores, int(asked)))

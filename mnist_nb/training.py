@@ -9,7 +9,7 @@ __all__ = ['DEVICES', 'HISTORY', 'pick_device', 'pick_precision', 'create_optimi
            'load_resumable', 'Team', 'process_seed', 'join_team', 'EpochEnd', 'LiveCurves', 'TensorBoard',
            'progress_bar', 'fit', 'plot_first_layer', 'run_checkpoint']
 
-# %% ../nbs/02_training.ipynb #50d88057
+# %% ../nbs/02_training.ipynb #09f8ece9
 import csv
 import math
 import os
@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 from .data import Digits, augment, load_digits, pixel_statistics, split_digits, to_unit
 from .models import create_model, load_checkpoint, save_checkpoint
 from .recipes import PRECISIONS, Settings
-from .runs import InputError, atomic_write, available_cores, choose, from_root, now, require_writable
+from .runs import InputError, atomic_write, choose, compute_threads, from_root, now, require_writable
 
 # %% ../nbs/02_training.ipynb #8f05ef60
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -442,7 +442,7 @@ class TensorBoard:
         self.writer.add_figure("confusion matrix (validation)", matrix.figure_, epoch)
         self.writer.flush()
 
-# %% ../nbs/02_training.ipynb #f2d8acb1
+# %% ../nbs/02_training.ipynb #c83fba13
 def progress_bar(description: str, images: int, team: Team) -> tqdm:
     "A bar with images per second where someone can watch it, in JupyterLab or a terminal: not in log files."
     in_kernel = "ipykernel" in sys.modules
@@ -466,7 +466,7 @@ def fit(settings: Settings,
     with join_team(pick_device(device), settings.batch_size) as (team, device):
         checkpoint = load_resumable(last, settings, device, team.size) if resume and last.exists() else None
         if checkpoint and not best.exists(): raise InputError(f"{best} is missing beside {last.name}: start without resuming.")
-        torch.set_num_threads(max(1, available_cores() // team.nearby))
+        torch.set_num_threads(compute_threads(team.nearby))
         precision = pick_precision(settings.precision, device)
         train, valid = split_digits(digits or load_digits("train"), settings.train_images, settings.valid_images, settings.seed)
         train_tensors, valid_tensors = ([torch.from_numpy(array).to(device) for array in part] for part in (train, valid))

@@ -11,6 +11,7 @@ import pytest
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
 os.environ.pop("TQDM_DISABLE", None)
+os.environ["OMP_NUM_THREADS"] = "1"  # tests run two at a time: threads that wait for each other would take many times as long
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"arch": "base", "epochs": 2, "train_images": 2000, "valid_images": 500, "test_images": 1000, "device": "cpu"}
@@ -30,6 +31,13 @@ def command(name: str, *words: str, cwd: Path = ROOT, **env: str) -> subprocess.
 def report_words(run: str, reports: Path, **parameters) -> list[str]:
     "The command line of a small run."
     return ["--run", run, "--reports", str(reports), *(f"--param={name}={value}" for name, value in {**SMALL, **parameters}.items())]
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items):
+    "All tests that look at the small run share a process, and so the run; the others stay together file by file."
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("small_run" if "small_run" in item.fixturenames else item.path.stem))
 
 
 @pytest.fixture(scope="session")

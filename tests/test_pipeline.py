@@ -168,7 +168,7 @@ def wait_for(condition, seconds: float = 120.0):
 def test_killed_then_resumed(tmp_path):
     "A killed kernel in the training stage; then the run is finished from where it was."
     run = tmp_path / "hard"
-    words = report_words("hard", tmp_path, epochs=6, train_images=20_000)
+    words = report_words("hard", tmp_path, epochs=6, train_images=8000)
     process = subprocess.Popen([executable("mnist-report"), *words], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_for(lambda: (run / "checkpoints" / "last_model.pth").exists() and kernels(process))
     for kernel in kernels(process): kernel.kill()

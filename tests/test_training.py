@@ -21,7 +21,7 @@ from mnist_nb.models import load_checkpoint, load_model
 from mnist_nb.recipes import Settings
 
 EPOCHS = 12
-WORDS = ["--arch=nano", f"--epochs={EPOCHS}", "--train_images=10000", "--valid_images=500", "--batch_size=100", "--cpu",
+WORDS = ["--arch=nano", f"--epochs={EPOCHS}", "--train_images=3000", "--valid_images=500", "--batch_size=100", "--cpu",
          "--learning_rate=0.005", "--precision=bfloat16", "--elastic=1", "--cutout=4"]  # with all that draws random numbers
 TEAM = ["--arch=nano", "--epochs=6", "--train_images=4000", "--valid_images=1000", "--learning_rate=0.005", "--cpu"]
 
