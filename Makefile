@@ -19,8 +19,9 @@ test: .venv/installed  ## run all tests: lint, notebooks, pytest
 	@echo "== pytest"
 	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadgroup
 
-bench: .venv/installed  ## measure the speed of training; with nothing else running
+bench: .venv/installed  ## measure the speed of training and of prediction; with nothing else running
 	$(BIN)/python benchmarks/speed.py --output speed.json
+	$(BIN)/python benchmarks/inference.py --output inference.json
 
 lint: .venv/installed  ## check the style of modules, notebooks and tests
 	$(BIN)/ruff check .

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['UNLIKE_SHARE', 'CALIBRATION_IMAGES', 'KINDS', 'LOSS', 'RawImages', 'eager_logits', 'compare_logits', 'check_parity',
            'describe_model', 'parts_of', 'calibrate', 'write_onnx', 'write_int8', 'write_pt2', 'write_pte', 'run_pt2',
-           'run_pte', 'kind_of', 'export_model', 'file_card', 'add_metadata', 'median_seconds', 'latency_table',
+           'run_pte', 'kind_of', 'export_model', 'file_card', 'add_card', 'median_seconds', 'latency_table',
            'describe_exports', 'export_table']
 
-# %% ../nbs/04_export.ipynb #ac72b7c9
+# %% ../nbs/04_export.ipynb #3defac39
 import json
 import logging
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
-from .data import SHA256, Digits, find_data, load_digits, split_digits, to_unit
+from .data import SHA256, Digits, is_data_here, load_digits, split_digits, to_unit
 from .inference import load_onnx, log_sum_exp
 from .metrics import fit_temperature, wilson_interval
 from .models import count_parameters
@@ -50,7 +51,7 @@ def eager_logits(model: nn.Module) -> Callable[[np.ndarray], np.ndarray]:  # (N,
         with torch.inference_mode(): return raw(torch.from_numpy(images)).numpy()
     return logits
 
-# %% ../nbs/04_export.ipynb #f2d02c7a
+# %% ../nbs/04_export.ipynb #e4bb8b4a
 def compare_logits(ours: np.ndarray,    # (N, 10) of the export
                    theirs: np.ndarray,  # (N, 10) of the original
                   ) -> dict[str, Any]:
@@ -62,12 +63,12 @@ def compare_logits(ours: np.ndarray,    # (N, 10) of the export
 def check_parity(parity: dict[str, Any],  # from `compare_logits`
                  tolerance: float = 1e-4,  # largest difference allowed, in units of a logit
                 ) -> None:
-    "Raises when an export is not the model that it was made from."
-    if not parity["max_difference"] < tolerance or parity["changed_predictions"]:
-        raise RuntimeError(f"the export differs from the model: logits by up to {parity['max_difference']:.2g} "
-                           f"(allowed {tolerance:g}), {parity['changed_predictions']} predictions changed")
+    "Raises when an export is not the model that it was made from. (With equal logits, only a tie can change a prediction.)"
+    if not parity["max_difference"] < tolerance:
+        raise InputError(f"the export differs from the model: logits by up to {parity['max_difference']:.2g} "
+                         f"(allowed {tolerance:g}), {parity['changed_predictions']} predictions changed")
 
-# %% ../nbs/04_export.ipynb #f7c3fe00
+# %% ../nbs/04_export.ipynb #4f2cddc8
 UNLIKE_SHARE = 0.02  # of validation images, which are digits, that are called unlike any digit
 
 
@@ -88,15 +89,13 @@ def calibrate(logits: Callable[[np.ndarray], np.ndarray],  # (N, 28, 28) uint8 t
               checkpoint: dict[str, Any],
              ) -> dict[str, float]:  # temperature, unlike_below; empty where MNIST or the settings of the training are not at hand
     "The numbers that turn a model's logits into probabilities and cautions, from its validation images."
-    try:
-        find_data()
-        valid = parts_of(checkpoint)[1]
-    except (InputError, KeyError): return {}
+    if "settings" not in checkpoint or not is_data_here(): return {}
+    valid = parts_of(checkpoint)[1]
     answers = logits(valid.images)
     return {"temperature": fit_temperature(valid.labels, answers),
             "unlike_below": float(np.quantile(log_sum_exp(answers), UNLIKE_SHARE))}
 
-# %% ../nbs/04_export.ipynb #696bd3b3
+# %% ../nbs/04_export.ipynb #39aa776e
 CALIBRATION_IMAGES = 4096
 
 
@@ -142,7 +141,7 @@ def write_pte(model: nn.Module, path: Path, images: np.ndarray) -> None:
     try:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
-    except ImportError: raise InputError(f"{path.name}: .pte files need ExecuTorch: pip install executorch") from None
+    except ImportError as error: raise InputError(f"ExecuTorch cannot be used ({error}).") from None
     program = torch.export.export(RawImages(model).eval(), (torch.zeros(1, 28, 28, dtype=torch.uint8),))
     path.write_bytes(to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer)
 
@@ -174,9 +173,10 @@ def kind_of(path: str | Path,
     kind = next((kind for kind in KINDS if str(path).endswith(kind)), None)
     if kind is None: raise InputError(f"{path}: unknown extension {Path(path).suffix!r}: give one of {', '.join(KINDS)}.")
     if quantize and not kind.endswith(".onnx"): raise InputError(f"{path}: only .onnx files can be quantised: leave out --quantize.")
+    if kind == ".pte" and find_spec("executorch") is None: raise InputError(f"{path}: needs ExecuTorch: pip install executorch")
     return ".int8.onnx" if quantize else kind
 
-# %% ../nbs/04_export.ipynb #6125886a
+# %% ../nbs/04_export.ipynb #bf01e5e7
 LOSS = 0.003  # of accuracy, that 8 bits may cost
 
 
@@ -199,10 +199,10 @@ def export_model(model: nn.Module,             # (N, 1, 28, 28) in [0, 1] to (N,
         figures = {"kind": kind, **compare_logits(answers, original), "accuracy": float((answers.argmax(1) == test.labels).mean()),
                    "original_accuracy": float((original.argmax(1) == test.labels).mean())}
         if kind != ".int8.onnx": check_parity(figures)
-        elif figures["accuracy"] < figures["original_accuracy"] - LOSS:
-            raise RuntimeError(f"8 bits cost too much: accuracy {figures['accuracy']:.2%} instead of {figures['original_accuracy']:.2%}")
+        elif figures["accuracy"] < figures["original_accuracy"] - max(LOSS, 2.5 / len(test.labels)):
+            raise InputError(f"8 bits cost too much: accuracy {figures['accuracy']:.2%} instead of {figures['original_accuracy']:.2%}.")
         figures |= calibrate(logits, checkpoint)
-        if kind.endswith(".onnx"): add_metadata(temporary, {**describe_model(checkpoint), **file_card(figures, len(test.labels))})
+        add_card(temporary, {**describe_model(checkpoint), **file_card(figures, len(test.labels))})
         figures["bytes"] = temporary.stat().st_size
     return figures
 
@@ -216,12 +216,14 @@ def file_card(figures: dict[str, Any],  # of `export_model`
             "metrics": {"test_accuracy": figures["accuracy"], "test_accuracy_interval": [low, high], "test_images": n}}
 
 
-def add_metadata(path: Path, card: dict[str, Any]) -> None:
-    "Puts texts into an ONNX file; what is not text becomes JSON."
-    file = onnx.load(path)
-    for name, value in card.items():
-        file.metadata_props.add(key=name, value=value if isinstance(value, str) else json.dumps(value))
-    onnx.save(file, path)
+def add_card(path: Path, card: dict[str, Any]) -> None:
+    "Puts a card into a file: into the metadata of .onnx, where what is not text becomes JSON; as card.json into .pt2; .pte has no place."
+    if path.suffix == ".pt2": torch.export.save(torch.export.load(path), path, extra_files={"card.json": json.dumps(card)})
+    elif path.suffix == ".onnx":
+        file = onnx.load(path)
+        for name, value in card.items():
+            file.metadata_props.add(key=name, value=value if isinstance(value, str) else json.dumps(value))
+        onnx.save(file, path)
 
 # %% ../nbs/04_export.ipynb #85f0cd16
 def median_seconds(call: Callable[[], Any],

@@ -46,7 +46,7 @@ from .recipes import Settings, apply_recipe
 from .runs import (InputError, atomic_write, choose, environment, find_run, now, project_root, read_run, require_writable,
                            update_run, write_json)
 
-# %% ../nbs/08_pipeline.ipynb #33cb0d57
+# %% ../nbs/08_pipeline.ipynb #430c845e
 @dataclass(frozen=True)
 class Stage:
     "What a stage takes from the run folder and leaves in it, beside its own notebook and page."
@@ -65,7 +65,7 @@ STAGES = {  # by the file stem of the notebook
                                         "confusion_matrix.png"),
                                metrics=("test_accuracy", "test_accuracy_interval", "test_errors", "test_images", "test_macro_f1")),
     "04_export": Stage(inputs=("checkpoints/best_model.pth",), outputs=("model.onnx", "model.int8.onnx", "model.pt2", "export.json"),
-                       metrics=("onnx_bytes", "model_bytes")),
+                       metrics=("onnx_bytes", "int8_bytes", "int8_accuracy", "model_bytes")),
 }
 FULL_RUN = {"epochs": 10, "train_images": 54_000, "valid_images": 6_000, "test_images": 10_000}  # instead of the small defaults
 
@@ -547,7 +547,7 @@ def stage_parameters(run: dict[str, Any],  # as in run.json
     return {stage: {**{parameter.name: run["parameters"][parameter.name] for parameter in declared if stage in parameter.stages},
                     "run_dir": place} for stage in STAGES}
 
-# %% ../nbs/08_pipeline.ipynb #a5185994
+# %% ../nbs/08_pipeline.ipynb #87c5b3cb
 def shorten(path: Path) -> str:
     "A path as a person would type it here."
     try: return str(path.relative_to(Path.cwd()))
@@ -573,8 +573,9 @@ def closing_words(run: dict[str, Any],  # run.json at the end
     metrics, (low, high) = run["metrics"], run["metrics"]["test_accuracy_interval"]
     return (f"{run['run']}: test accuracy {metrics['test_accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}), "
             f"{metrics['test_errors']:,} of {metrics['test_images']:,} wrong\n"
-            f"  {metrics['model_parameters']:,} parameters, {metrics['onnx_bytes'] / 1e6:.2f} MB as ONNX; "
-            f"trained in {metrics['training_seconds']:.0f} s on {run['device']}; all in {seconds:.0f} s\n"
+            f"  {metrics['model_parameters']:,} parameters, {metrics['onnx_bytes'] / 1e6:.2f} MB as ONNX, "
+            f"{metrics['int8_bytes'] / 1e6:.2f} MB in 8 bits; trained in {metrics['training_seconds']:.0f} s on {run['device']}; "
+            f"all in {seconds:.0f} s\n"
             f"  open {shorten(run_path / '03_error_analysis.html')}\n  all  {shorten(run_path.parent / 'index.html')}")
 
 # %% ../nbs/08_pipeline.ipynb #7ca28d94

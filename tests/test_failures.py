@@ -23,7 +23,8 @@ arch = 'toy'  # architecture
 epochs = 1  # epochs"""
 GOOD = """from mnist_nb.runs import update_run
 update_run(run_dir, device="cpu", metrics={"test_accuracy": 0.5, "test_accuracy_interval": [0.4, 0.6], "test_errors": 1,
-                                           "test_images": 2, "model_parameters": 3, "onnx_bytes": 4, "training_seconds": 5})
+                                           "test_images": 2, "model_parameters": 3, "onnx_bytes": 4, "int8_bytes": 1,
+                                           "training_seconds": 5})
 from pathlib import Path
 Path(run_dir, "model.txt").write_text(f"seed {seed}")
 print("all is well")"""

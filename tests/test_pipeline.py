@@ -62,11 +62,14 @@ def test_metrics_agree_with_the_predictions(small_run):
 
 def test_onnx_file_gives_the_predictions_of_the_report(small_run):
     stored = np.load(small_run / "predictions.npz")["logits"]
-    images = load_digits("test").images[:1000, None].astype(np.float32) / 255
+    images = load_digits("test").images[:1000]
     session = onnxruntime.InferenceSession(small_run / "model.onnx", providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"images": images})[0], stored, atol=1e-4)
-    export = read(small_run / "export.json")
-    assert export["onnx"]["bytes"] == (small_run / "model.onnx").stat().st_size and export["onnx"]["changed_predictions"] == 0
+    files = read(small_run / "export.json")["files"]
+    assert {name: file["bytes"] for name, file in files.items()} == {name: (small_run / name).stat().st_size for name in files}
+    assert files["model.onnx"]["changed_predictions"] == files["model.pt2"]["changed_predictions"] == 0
+    assert files["model.int8.onnx"]["bytes"] < 0.3 * files["model.onnx"]["bytes"]
+    assert read(small_run / "run.json")["metrics"]["int8_accuracy"] == files["model.int8.onnx"]["accuracy"]
 
 
 def test_terminal_shows_stages_epochs_and_headline(small_run):

@@ -104,12 +104,13 @@ def test_readme_links_lead_somewhere():
 
 def test_readme_shows_the_figures_that_were_measured():
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    try: import accuracy, page, speed  # noqa: E401
+    try: import accuracy, inference, page, speed  # noqa: E401
     finally: sys.path.pop(0)
-    measured = {name: json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in ("accuracy", "page", "speed")}
+    measured = {name: json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in ("accuracy", "inference", "page", "speed")}
     readme = (ROOT / "README.md").read_text()
     assert accuracy.table(measured["accuracy"]) in readme and speed.table(measured["speed"]) in readme
-    assert page.sentence(measured["page"]) in " ".join(readme.split())
+    assert inference.table(measured["inference"]) in readme
+    for words in (page.sentence(measured["page"]), inference.sentences(measured["inference"])): assert words in " ".join(readme.split())
     assert all(map(accuracy.is_current, measured["accuracy"])), "a recipe has changed since: run benchmarks/accuracy.py again"
     rows = [(result["recipe"], result["settings"]["arch"], result["settings"]["seed"]) for result in measured["accuracy"]]
     assert sorted(rows) == sorted((*row, seed) for row in accuracy.PLAN for seed in range(3))
@@ -132,6 +133,7 @@ def test_reference_run_is_a_whole_one():
     assert run["parameters"]["train_images"] == 54_000 and run["metrics"]["test_images"] == 10_000
     names = subprocess.run(["git", "ls-files", "."], cwd=folder, capture_output=True, text=True, check=True).stdout.split()
     assert {f"{stage}.html" for stage in STAGES} <= set(names)
-    assert not [name for name in names if name.endswith((".pth", ".onnx", ".ipynb"))]
+    assert not [name for name in names if name.endswith((".pth", ".pt2", ".ipynb"))]
     assert "predictions.npz" in names  # other runs are compared with it
-    assert sum((folder / name).stat().st_size for name in names) < 6e6
+    assert [name for name in names if name.endswith(".onnx")] == ["model.int8.onnx"]  # predicts before anything was trained
+    assert sum((folder / name).stat().st_size for name in names) < 7e6
