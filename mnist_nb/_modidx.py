@@ -124,6 +124,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'mnist_nb.export.check_parity': ('export.html#check_parity', 'mnist_nb/export.py'),
                                  'mnist_nb.export.compare_logits': ('export.html#compare_logits', 'mnist_nb/export.py'),
                                  'mnist_nb.export.describe_exports': ('export.html#describe_exports', 'mnist_nb/export.py'),
+                                 'mnist_nb.export.describe_gain': ('export.html#describe_gain', 'mnist_nb/export.py'),
                                  'mnist_nb.export.describe_model': ('export.html#describe_model', 'mnist_nb/export.py'),
                                  'mnist_nb.export.eager_logits': ('export.html#eager_logits', 'mnist_nb/export.py'),
                                  'mnist_nb.export.export_model': ('export.html#export_model', 'mnist_nb/export.py'),

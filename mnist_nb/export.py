@@ -6,7 +6,7 @@
 __all__ = ['UNLIKE_SHARE', 'CALIBRATION_IMAGES', 'KINDS', 'LOSS', 'RawImages', 'eager_logits', 'compare_logits', 'check_parity',
            'describe_model', 'parts_of', 'calibrate', 'write_onnx', 'write_int8', 'write_pt2', 'write_pte', 'run_pt2',
            'run_pte', 'kind_of', 'export_model', 'file_card', 'add_card', 'median_seconds', 'latency_table',
-           'describe_exports', 'export_table']
+           'describe_exports', 'describe_gain', 'export_table']
 
 # %% ../nbs/04_export.ipynb #3defac39
 import json
@@ -248,7 +248,7 @@ def latency_table(runners: dict[str, Callable[[np.ndarray], Any]],  # name to fu
         return median_seconds(lambda: run(images)) * 1000
     return pd.DataFrame({f"batch {n}, ms": {name: milliseconds(run, n) for name, run in runners.items()} for n in batches})
 
-# %% ../nbs/04_export.ipynb #ee1419cb
+# %% ../nbs/04_export.ipynb #45e94af0
 def describe_exports(exports: dict[str, dict[str, Any]],  # file name to figures, from `export_model`
                     ) -> str:
     "What came of each file, a line each."
@@ -260,21 +260,26 @@ def describe_exports(exports: dict[str, dict[str, Any]],  # file name to figures
     return "\n".join(line(name, figures) for name, figures in exports.items())
 
 
+def describe_gain(exports: dict[str, dict[str, Any]]) -> str:  # with the files model.onnx and model.int8.onnx
+    "What 8 bits gain and cost, in a sentence."
+    whole, small = exports["model.onnx"], exports["model.int8.onnx"]
+    return (f"In 8 bits the model takes {small['bytes'] / 1e6:.2f} MB instead of {whole['bytes'] / 1e6:.2f}, and gets "
+            f"{small['accuracy']:.2%} of {small['images_compared']:,} test images right instead of {small['original_accuracy']:.2%}; "
+            f"{small['changed_predictions']:,} predictions differ.")
+
+
 def export_table(model: nn.Module,
                  exports: dict[str, dict[str, Any]],  # file name to figures, from `export_model`
                  latency: pd.DataFrame,               # from `latency_table`; the first row is the original
                 ) -> Any:                             # a styled table
     "Size, accuracy and speed of the original and of each export."
-    def accuracy(share, n):
-        low, high = wilson_interval(round(share * n), n)
-        return f"{share:.2%} ({low:.2%} to {high:.2%})"
     first = next(iter(exports.values()))
-    rows = {latency.index[0]: {"size, kB": count_parameters(model) * 4 / 1000, "changed predictions": 0, "largest change of a logit": 0.0,
-                               "accuracy (95% interval)": accuracy(first["original_accuracy"], first["images_compared"])}}
-    for name, figures in exports.items():
-        rows[name] = {"size, kB": figures["bytes"] / 1000, "changed predictions": figures["changed_predictions"],
-                      "largest change of a logit": figures["max_difference"],
-                      "accuracy (95% interval)": accuracy(figures["accuracy"], figures["images_compared"])}
-    table = pd.DataFrame.from_dict(rows, orient="index").join(latency)
-    formats = {"size, kB": "{:,.0f}", "largest change of a logit": "{:.1e}", **dict.fromkeys(latency.columns, "{:.3f}")}
-    return table.style.format(formats)
+    original = {"bytes": count_parameters(model) * 4, "accuracy": first["original_accuracy"], "images_compared": first["images_compared"],
+                "changed_predictions": 0, "max_difference": 0.0}
+    def row(figures):
+        low, high = wilson_interval(round(figures["accuracy"] * figures["images_compared"]), figures["images_compared"])
+        return {"size, kB": figures["bytes"] / 1000, "accuracy": figures["accuracy"], "95% interval": f"{low:.2%}–{high:.2%}",
+                "changed predictions": figures["changed_predictions"], "change of a logit": figures["max_difference"]}
+    rows = {latency.index[0]: row(original), **{name: row(figures) for name, figures in exports.items()}}
+    formats = {"size, kB": "{:,.0f}", "accuracy": "{:.2%}", "change of a logit": "{:.1g}", **dict.fromkeys(latency.columns, "{:.3f}")}
+    return pd.DataFrame.from_dict(rows, orient="index").join(latency).style.format(formats)

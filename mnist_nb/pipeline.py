@@ -194,7 +194,7 @@ def fingerprint(stage: str,
     everything = [source, modules, parameters, inputs, kernel, environment()["versions"]]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
-# %% ../nbs/08_pipeline.ipynb #bfa54b43
+# %% ../nbs/08_pipeline.ipynb #147d05a1
 TEMPLATES = Path(sys.modules["mnist_nb"].__file__).parent / "templates"
 
 
@@ -218,6 +218,7 @@ def clean_cell(cell: NotebookNode) -> NotebookNode:
     if "notebook-only" in cell.metadata.get("tags", []): cell.outputs = []  # the page says it in its own way
     if cell.cell_type == "markdown":
         cell.source = re.sub(rf"\]\(({'|'.join(STAGES)})\.ipynb\)", r"](\1.html)", cell.source)
+        cell.source = re.sub(r"\[[^\]]*\]\((\d\d_\w+\.ipynb)\)", r"`nbs/\1`", cell.source)  # not beside the page, perhaps nowhere
         cell.source = cell.source.removeprefix("# The parts").strip()  # the page has a heading of its own for them
     return cell
 
