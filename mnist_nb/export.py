@@ -248,7 +248,7 @@ def latency_table(runners: dict[str, Callable[[np.ndarray], Any]],  # name to fu
         return median_seconds(lambda: run(images)) * 1000
     return pd.DataFrame({f"batch {n}, ms": {name: milliseconds(run, n) for name, run in runners.items()} for n in batches})
 
-# %% ../nbs/04_export.ipynb #45e94af0
+# %% ../nbs/04_export.ipynb #912ed030
 def describe_exports(exports: dict[str, dict[str, Any]],  # file name to figures, from `export_model`
                     ) -> str:
     "What came of each file, a line each."
@@ -278,7 +278,7 @@ def export_table(model: nn.Module,
                 "changed_predictions": 0, "max_difference": 0.0}
     def row(figures):
         low, high = wilson_interval(round(figures["accuracy"] * figures["images_compared"]), figures["images_compared"])
-        return {"size, kB": figures["bytes"] / 1000, "accuracy": figures["accuracy"], "95% interval": f"{low:.2%}–{high:.2%}",
+        return {"size, kB": figures["bytes"] / 1000, "accuracy": figures["accuracy"], "95% interval": f"{100 * low:.2f}–\u2060{high:.2%}",
                 "changed predictions": figures["changed_predictions"], "change of a logit": figures["max_difference"]}
     rows = {latency.index[0]: row(original), **{name: row(figures) for name, figures in exports.items()}}
     formats = {"size, kB": "{:,.0f}", "accuracy": "{:.2%}", "change of a logit": "{:.1g}", **dict.fromkeys(latency.columns, "{:.3f}")}
