@@ -17,7 +17,7 @@ test: .venv/installed  ## run all tests: lint, notebooks, pytest
 	@echo "== the notebooks' own tests"
 	$(BIN)/nbdev_test --n_workers 1
 	@echo "== pytest"
-	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile
 
 bench: .venv/installed  ## measure the speed of training and of prediction; with nothing else running
 	$(BIN)/python benchmarks/speed.py --output speed.json

@@ -358,7 +358,7 @@ def to_mnist(ink: np.ndarray,  # (H, W) float32, 0 paper to 1 ink, of one digit
     image[top:top + size[1], left:left + size[0]] = (digit * 255).round()
     return image
 
-# %% ../nbs/05_inference.ipynb #0a61f157
+# %% ../nbs/05_inference.ipynb #a197af37
 class Prepared(NamedTuple):
     "A picture on its way to a model, step by step."
     shades: np.ndarray        # (H, W) float32: the whole picture
@@ -372,10 +372,10 @@ class Prepared(NamedTuple):
 def crop(shades: np.ndarray,   # (H, W)
          box: Box,             # of a smaller picture of the same
          scale: float,         # how many times smaller
-         margin: float,        # around the box, in its longer side; below 0: inside it
+         margin: float,        # around the box, in its longer side; below 0: inside it, in its shorter side
         ) -> np.ndarray:
     "A part of a picture."
-    margin = margin * max(box.height, box.width)
+    margin *= max(box.height, box.width) if margin > 0 else min(box.height, box.width)
     rows, columns = (slice(max(0, int((first - margin) * scale)), max(0, int((last + margin) * scale)) + 1)
                      for first, last in ((box.top, box.bottom), (box.left, box.right)))
     return shades[rows, columns]
@@ -385,7 +385,7 @@ def is_sheet(digit: np.ndarray) -> bool:  # (H, W) ink
     "Whether what stands out is paper: large, and filled."
     box = box_of(digit > 0.3)
     filled = (digit > 0.3).sum() / (box.height * box.width)
-    return bool(filled > 0.75 and min(box.height, box.width) > 0.4 * min(digit.shape))
+    return bool(filled > 0.75 and min(box.height, box.width) > max(0.4 * min(digit.shape), 0.25 * max(digit.shape)))
 
 
 def prepare(source: Any,                   # as for `read_picture`
@@ -397,14 +397,15 @@ def prepare(source: Any,                   # as for `read_picture`
         as_it_is = (shades * 255).round().astype(np.uint8)
         for image in (as_it_is, 255 - as_it_is):
             if has_mnist_form(image): return Prepared(shades, None, None, image, 1)
-    part, ink = shades, find_ink(shrink(shades, WORK))
-    for margin in (-0.1, 0.5):  # into a sheet, then close to a digit
+    part, ink, n_digits = shades, find_ink(shrink(shades, WORK)), 0
+    for margin in (-0.1, 0.5, None):  # into a sheet; close to a digit; and no further
         if not (ink > 0.3).any(): return Prepared(shades, ink, ink, np.zeros((28, 28), np.uint8), 0)
-        digit, n_digits = one_digit(ink)
+        digit, seen = one_digit(ink)
+        n_digits = max(n_digits, seen)
+        if margin is None: break
         closer = crop(part, box_of(digit > 0.3), max(part.shape) / max(ink.shape), margin)
-        if is_sheet(digit) if margin < 0 else n_digits == 1 and max(ink.shape) == WORK and max(closer.shape) < max(part.shape) / 2:
+        if is_sheet(digit) if margin < 0 else n_digits == 1 and max(closer.shape) < max(part.shape) / 2 and max(part.shape) > WORK:
             part, ink = closer, find_ink(shrink(closer, WORK))
-    digit, seen = one_digit(ink) if (ink > 0.3).any() else (digit, n_digits)
     box = box_of(digit > 0.3)
     across = (box.height == digit.shape[0]) != (box.width == digit.shape[1])
     digit = thicken(digit)

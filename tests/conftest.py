@@ -1,5 +1,6 @@
 """What several tests share: commands as a user runs them, and one small real run."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -33,21 +34,19 @@ def report_words(run: str, reports: Path, **parameters) -> list[str]:
     return ["--run", run, "--reports", str(reports), *(f"--param={name}={value}" for name, value in {**SMALL, **parameters}.items())]
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items):
-    "All tests that look at the small run share a process, and so the run; the others stay together file by file."
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("small_run" if "small_run" in item.fixturenames else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory) -> Path:
-    "The folder of a small run on real digits: all five stages, a few thousand images."
-    reports = tmp_path_factory.mktemp("reports")
-    result = command("mnist-report", *report_words("small", reports))
-    assert result.returncode == 0, result.stdout + result.stderr
-    (reports / "small" / "terminal.txt").write_text(result.stdout)
-    return reports / "small"
+    "The folder of a small run on real digits: all five stages, a few thousand images. One process makes it for all; nobody changes it."
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    shared.mkdir(exist_ok=True)
+    with open(shared / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "small" / "terminal.txt").exists():
+            result = command("mnist-report", *report_words("small", shared))
+            assert result.returncode == 0, result.stdout + result.stderr
+            (shared / "small" / "terminal.txt").write_text(result.stdout)
+    return shared / "small"
 
 
 def missing(reason: str):

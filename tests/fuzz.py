@@ -62,6 +62,15 @@ def damage(content: bytes, draw: random.Random) -> bytes:
     return content
 
 
+def drawing(draw: random.Random) -> np.ndarray:
+    "A picture of any proportions, with some rectangles in it."
+    picture = np.full((draw.randint(8, 300), draw.randint(8, 300)), draw.randrange(256), np.uint8)
+    for _ in range(draw.randint(0, 5)):
+        top, left = draw.randrange(picture.shape[0]), draw.randrange(picture.shape[1])
+        picture[top:top + draw.randint(1, 200), left:left + draw.randint(1, 200)] = draw.randrange(256)
+    return picture
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=2000)
@@ -75,6 +84,8 @@ def main() -> None:
         file = io.BytesIO()
         Image.new(mode, (3199, 3199), "white").save(file, "png", compress_level=1)
         prepare(file.getvalue())
+    for _ in range(options.files // 4):
+        prepare(drawing(draw))
     for _ in range(options.files):
         content = damage(draw.choice([*originals.values()]), draw)
         signal.setitimer(signal.ITIMER_REAL, 1)  # a hang of a second ends the process

@@ -78,7 +78,7 @@ def test_terminal_shows_stages_epochs_and_headline(small_run):
     assert re.findall(r"^  epoch (\d)/(\d)", text, re.MULTILINE) == [("1", "2"), ("2", "2")]  # the run's, not the examples'
     accuracy = read(small_run / "run.json")["metrics"]["test_accuracy"]
     assert f"small: test accuracy {accuracy:.2%} (95% interval " in text and "03_error_analysis.html" in text
-    assert re.search(r"567,434 parameters, 2\.\d\d MB as ONNX; trained in \d+ s on cpu", text)
+    assert re.search(r"567,434 parameters, 2\.\d\d MB as ONNX, 0\.\d\d MB in 8 bits; trained in \d+ s on cpu", text)
 
 
 def test_lessons_stay_in_the_notebook(small_run):
