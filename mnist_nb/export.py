@@ -176,7 +176,7 @@ def kind_of(path: str | Path,
     if kind == ".pte" and find_spec("executorch") is None: raise InputError(f"{path}: needs ExecuTorch: pip install executorch")
     return ".int8.onnx" if quantize else kind
 
-# %% ../nbs/04_export.ipynb #bf01e5e7
+# %% ../nbs/04_export.ipynb #832f861c
 LOSS = 0.003  # of accuracy, that 8 bits may cost
 
 
@@ -185,7 +185,7 @@ def export_model(model: nn.Module,             # (N, 1, 28, 28) in [0, 1] to (N,
                  path: str | Path,              # its extension decides what is written: see `KINDS`
                  test: Digits,                  # to compare export and model on
                  quantize: bool = False,        # 8 bits though the name says only .onnx
-                ) -> dict[str, Any]:            # the figures of the file: kind, bytes, accuracy, n, changed_predictions, ...
+                ) -> dict[str, Any]:            # the figures of the file: kind, bytes, accuracy, images_compared, ...
     "Writes a model in another form; a file that is not the same model is not left behind."
     path = Path(path)
     kind = kind_of(path, quantize)
