@@ -83,8 +83,9 @@ def measure_speed(checkpoint: Path, test) -> dict[str, dict[str, float]]:
 
 def as_photos(test) -> tuple[np.ndarray, float]:
     "Each test image as a photo, brought back into MNIST's form; and the share of photos in which several digits are seen."
-    prepared = [prepare(photo_of(image, np.random.default_rng(number))) for number, image in enumerate(test.images)]
-    return np.stack([item.image for item in prepared]), float(np.mean([item.n_digits > 1 for item in prepared]))
+    prepared = (prepare(photo_of(image, np.random.default_rng(number))) for number, image in enumerate(test.images))
+    images, n_digits = zip(*((item.image, item.n_digits) for item in prepared))  # not the large steps on the way: they would fill gigabytes
+    return np.stack(images), float(np.mean(np.array(n_digits) > 1))
 
 
 def measure_photos(model: Path, test, photos: np.ndarray) -> dict[str, float]:

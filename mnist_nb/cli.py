@@ -137,7 +137,7 @@ def optimize(words: Sequence[str] | None = None) -> int:  # command line; None t
         print(describe_exports({options.output: figures}))
     return 0
 
-# %% ../nbs/09_cli.ipynb #be1402eb
+# %% ../nbs/09_cli.ipynb #1aecd1db
 def find_sources(words: Sequence[str],           # files, folders, or - for standard input
                  complain: Callable[[str], None],  # told about folders without pictures
                 ) -> Iterator[Path | bytes]:
@@ -172,6 +172,7 @@ def quiet_libraries() -> Iterator[None]:
 
 def predict(words: Sequence[str] | None = None) -> int:  # command line; None takes the process's own
     "Command `mnist-predict`: which digits pictures show."
+    from mnist_nb.inference import MAX_PIXELS, MOST_PIXELS, Predictor, check_model_name
     parser = new_parser("Say which digits pictures show: photos, scans or drawings, dark on light or light on dark, of any size.")
     parser.add_argument("--image", nargs="+", required=True, metavar="FILE", help="pictures, folders of pictures, or - for standard input")
     parser.add_argument("--model", default="models/best_model.pth",
@@ -185,7 +186,7 @@ def predict(words: Sequence[str] | None = None) -> int:  # command line; None ta
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print an object for each picture, one a line, with probabilities")
     form.add_argument("--csv", action="store_true", help="print a table, with probabilities")
-    parser.add_argument("--max_pixels", type=int, default=25_000_000, help="refuse larger pictures (default: 25000000)")
+    parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help=f"refuse larger pictures (default: {MAX_PIXELS})")
     options = parser.parse_args(words)
     if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="backslashreplace")  # for names that are not UTF-8
     failed = []
@@ -193,7 +194,6 @@ def predict(words: Sequence[str] | None = None) -> int:  # command line; None ta
         failed.append(message)
         print(f"{parser.prog}: {message}", file=sys.stderr, flush=True)
     with plain_errors(parser):
-        from mnist_nb.inference import MOST_PIXELS, Predictor, check_model_name
         check_model_name(options.model)
         if not 0 < options.max_pixels <= MOST_PIXELS: raise InputError(f"--max_pixels {options.max_pixels}: give 1 to {MOST_PIXELS}.")
     with plain_errors(parser, code=1), quiet_libraries():

@@ -358,7 +358,7 @@ def to_mnist(ink: np.ndarray,  # (H, W) float32, 0 paper to 1 ink, of one digit
     image[top:top + size[1], left:left + size[0]] = (digit * 255).round()
     return image
 
-# %% ../nbs/05_inference.ipynb #a197af37
+# %% ../nbs/05_inference.ipynb #9d8a7acc
 class Prepared(NamedTuple):
     "A picture on its way to a model, step by step."
     shades: np.ndarray        # (H, W) float32: the whole picture
@@ -404,7 +404,8 @@ def prepare(source: Any,                   # as for `read_picture`
         n_digits = max(n_digits, seen)
         if margin is None: break
         closer = crop(part, box_of(digit > 0.3), max(part.shape) / max(ink.shape), margin)
-        if is_sheet(digit) if margin < 0 else n_digits == 1 and max(closer.shape) < max(part.shape) / 2 and max(part.shape) > WORK:
+        small = n_digits == 1 and max(part.shape) > WORK and max(closer.shape) < max(part.shape) / 2
+        if is_sheet(digit) if margin < 0 else small:
             part, ink = closer, find_ink(shrink(closer, WORK))
     box = box_of(digit > 0.3)
     across = (box.height == digit.shape[0]) != (box.width == digit.shape[1])
@@ -426,7 +427,7 @@ def plot_steps(pictures: Sequence[Any],  # as for `read_picture`, at least one
     for axis, name in zip(axes[:, 0], ("shade", "ink", "digit", "28×28")): axis.set_ylabel(name)
     return fig
 
-# %% ../nbs/05_inference.ipynb #6b260a69
+# %% ../nbs/05_inference.ipynb #511da268
 class Model(NamedTuple):
     "A model, ready to be asked."
     logits: Callable[[np.ndarray], np.ndarray]  # (N, 28, 28) uint8 to (N, 10) float32
@@ -454,7 +455,7 @@ def load_onnx(path: Path,
     options.log_severity_level, options.intra_op_num_threads, options.inter_op_num_threads = 4, threads, 1
     try: session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=[provider])
     except OSError as error: raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
-    except Exception: raise InputError(f"{path}: is not an ONNX model, or is damaged.") from None
+    except Exception: raise InputError(f"{path}: is not an ONNX model, or is damaged.") from None  # ONNX Runtime has kinds of its own
     if session.get_providers()[0] != provider: raise InputError(f"{path}: this machine has no GPU that ONNX Runtime can use.")
     inputs, outputs = session.get_inputs(), session.get_outputs()
     takes = ", ".join(f"{i.type} {i.shape}" for i in inputs)

@@ -36,7 +36,7 @@ def report_words(run: str, reports: Path, **parameters) -> list[str]:
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory) -> Path:
-    "The folder of a small run on real digits: all five stages, a few thousand images. One process makes it for all; nobody changes it."
+    "The folder of a small run on real digits: all five stages, a few thousand images. One process makes it for all; it stays as it is."
     own = tmp_path_factory.getbasetemp()
     shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
     shared.mkdir(exist_ok=True)

@@ -80,9 +80,9 @@ def main() -> None:
     def peak_megabytes(): return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
     whole = {name: prepare(content) for name, content in originals.items() if "save_all" not in name}  # undamaged, all can be read
     counts, slowest, before = {"read": 0, "refused": 0}, 0.0, peak_megabytes()
-    for mode in ("RGB", "RGBA"):  # the largest that is not made smaller while it is decoded
+    for mode in ("RGB", "RGBA"):  # as large as allowed
         file = io.BytesIO()
-        Image.new(mode, (3199, 3199), "white").save(file, "png", compress_level=1)
+        Image.new(mode, (5000, 5000), "white").save(file, "png", compress_level=1)
         prepare(file.getvalue())
     for _ in range(options.files // 4):
         prepare(drawing(draw))
