@@ -3,8 +3,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+MODEL ?= reports/reference/model.int8.onnx
+ORT_WEB := 1.30.0
 
-.PHONY: report test bench lint notebooks lab clean help
+.PHONY: report test bench lint notebooks lab demo clean help
 
 help:  ## show these lines
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,8 +36,13 @@ notebooks: .venv/installed  ## after editing notebooks: clean them and generate 
 lab: .venv/installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) nbs/00_data.ipynb
 
+demo: .venv/installed  ## build the page to draw on, with the model in it, for any file server: demo/
+	npm install --prefix build/npm --no-package-lock --no-fund --no-audit --loglevel error onnxruntime-web@$(ORT_WEB)
+	$(BIN)/python -c "from mnist_nb.serving import write_demo; write_demo('demo', '$(MODEL)', 'build/npm/node_modules/onnxruntime-web/dist')"
+	@echo "demo/ is ready: $(BIN)/python -m http.server --directory demo 8000, then open http://localhost:8000"
+
 clean:  ## remove caches, samples and the notebooks' scratch run; trained models and runs stay
-	rm -rf samples build .pytest_cache .ruff_cache reports/scratch
+	rm -rf samples build demo .pytest_cache .ruff_cache reports/scratch
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 .venv/installed: settings.ini setup.py

@@ -22,7 +22,7 @@ setup(
     keywords=settings["keywords"],
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=["mnist_nb", "mnist_nb.*"]),
-    package_data={"mnist_nb": ["templates/**/*", "static/*"]},
+    package_data={"mnist_nb": ["templates/**/*", "static/**/*"]},
     install_requires=settings["requirements"].split(),
     extras_require={"dev": development, "tensorboard": [line for line in development if line.startswith("tensorboard")]},
     entry_points={"console_scripts": settings["console_scripts"].split()},

@@ -23,6 +23,9 @@ from typing import Any
 
 import mnist_nb
 
+# %% ../nbs/10_runs.ipynb #a59937c8
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 # %% ../nbs/10_runs.ipynb #6dfd2b17
 class InputError(ValueError):
     "Bad input. The message names the file or the value, and the remedy."
