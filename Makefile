@@ -6,7 +6,7 @@ BIN := .venv/bin
 MODEL ?= reports/reference/model.int8.onnx
 ORT_WEB := 1.30.0
 
-.PHONY: report test bench lint notebooks lab demo clean help
+.PHONY: report test bench lint notebooks lab runtime demo clean help
 
 help:  ## show these lines
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,9 +21,10 @@ test: .venv/installed  ## run all tests: lint, notebooks, pytest
 	@echo "== pytest"
 	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile
 
-bench: .venv/installed  ## measure the speed of training and of prediction; with nothing else running
+bench: .venv/installed  ## measure the speed of training, prediction and service; with nothing else running
 	$(BIN)/python benchmarks/speed.py --output speed.json
 	$(BIN)/python benchmarks/inference.py --output inference.json
+	$(BIN)/python benchmarks/serving.py --output serving.json
 
 lint: .venv/installed  ## check the style of modules, notebooks and tests
 	$(BIN)/ruff check .
@@ -36,8 +37,10 @@ notebooks: .venv/installed  ## after editing notebooks: clean them and generate 
 lab: .venv/installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) nbs/00_data.ipynb
 
-demo: .venv/installed  ## build the page to draw on, with the model in it, for any file server: demo/
+runtime:  ## fetch ONNX Runtime for browsers, which make demo and its test need
 	npm install --prefix build/npm --no-package-lock --no-fund --no-audit --loglevel error onnxruntime-web@$(ORT_WEB)
+
+demo: .venv/installed runtime  ## build the page to draw on, with the model in it, for any file server: demo/
 	$(BIN)/python -c "from mnist_nb.serving import write_demo; write_demo('demo', '$(MODEL)', 'build/npm/node_modules/onnxruntime-web/dist')"
 	@echo "demo/ is ready: $(BIN)/python -m http.server --directory demo 8000, then open http://localhost:8000"
 

@@ -96,21 +96,23 @@ def test_readme_names_only_targets_and_commands_that_exist():
 
 
 def test_readme_links_lead_somewhere():
-    for file in ("README.md", "CONTRIBUTING.md"):
+    for file in ("README.md", "CONTRIBUTING.md", "docs/deploy.md"):
         for target in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", (ROOT / file).read_text()):
             target = "".join(target)
-            assert target.startswith("http") or (ROOT / target).exists(), f"{file} links to {target}"
+            assert target.startswith("http") or (ROOT / file).parent.joinpath(target).exists(), f"{file} links to {target}"
 
 
 def test_readme_shows_the_figures_that_were_measured():
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    try: import accuracy, inference, page, speed  # noqa: E401
+    try: import accuracy, inference, page, serving, speed  # noqa: E401
     finally: sys.path.pop(0)
-    measured = {name: json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in ("accuracy", "inference", "page", "speed")}
+    names = "accuracy", "inference", "page", "serving", "speed"
+    measured = {name: json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in names}
     readme = (ROOT / "README.md").read_text()
     assert accuracy.table(measured["accuracy"]) in readme and speed.table(measured["speed"]) in readme
     assert inference.table(measured["inference"]) in readme
-    for words in (page.sentence(measured["page"]), inference.sentences(measured["inference"])): assert words in " ".join(readme.split())
+    said = page.sentence(measured["page"]), inference.sentences(measured["inference"]), serving.sentences(measured["serving"])
+    assert all(words in " ".join(readme.split()) for words in said)
     assert all(map(accuracy.is_current, measured["accuracy"])), "a recipe has changed since: run benchmarks/accuracy.py again"
     rows = [(result["recipe"], result["settings"]["arch"], result["settings"]["seed"]) for result in measured["accuracy"]]
     assert sorted(rows) == sorted((*row, seed) for row in accuracy.PLAN for seed in range(3))
@@ -121,7 +123,7 @@ def test_a_built_package_holds_templates_and_scripts(tmp_path):
     shutil.copytree(ROOT, tmp_path / "source", ignore=left_out)
     subprocess.run([sys.executable, "setup.py", "-q", "build", "--build-lib", str(tmp_path / "lib")], cwd=tmp_path / "source",
                    check=True, capture_output=True)
-    for folder in ("templates/report", "static"):
+    for folder in ("templates/report", "static", "static/page", "static/demo"):
         built = {path.name for path in (tmp_path / "lib" / "mnist_nb" / folder).iterdir()}
         assert built == {path.name for path in (ROOT / "mnist_nb" / folder).iterdir()}
 
