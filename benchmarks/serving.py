@@ -109,10 +109,11 @@ async def measure(process: subprocess.Popen, requests: list[bytes], seconds: flo
 def sentences(result: dict) -> str:
     "What the README says."
     digits, alone, photos, ready = result["digits"], result["digits_not_gathered"], result["photos"], result["seconds_to_ready"]
+    growth = digits["megabytes_last_third"] / digits["megabytes_second_third"] - 1
     return (f"With {result['connections']} connections that post MNIST images as PNG files, one a request, from a second process on "
             f"the same two cores, for {result['seconds']:.0f} s: {digits['per_second']:,.0f} requests a second, "
             f"{digits['failed']} of {digits['requests']:,} failed, 99% within {digits['p99_ms']:.0f} ms, "
-            f"memory {digits['megabytes_last_third']:.0f} MB ({digits['megabytes_last_third'] / digits['megabytes_second_third'] - 1:+.1%} from the second third to the last). "
+            f"memory {digits['megabytes_last_third']:.0f} MB ({growth:+.1%} from the second third to the last). "
             f"Without gathering: {alone['per_second']:,.0f} a second. Photos of some hundred pixels: {photos['per_second']:,.0f} a second. "
             f"Killed and started again, it was ready after {ready:.1f} s.")
 
