@@ -237,7 +237,7 @@ def csv_writer(top_k: int) -> Callable[[str, "Prediction"], None]:
         sys.stdout.flush()
     return write
 
-# %% ../nbs/09_cli.ipynb #c4d47bf6
+# %% ../nbs/09_cli.ipynb #a30a08eb
 def serve(words: Sequence[str] | None = None) -> int:  # command line; None takes the process's own
     "Command `mnist-serve`: the model behind HTTP, and a page to draw on."
     parser = new_parser("Serve a model: a page to draw on at /, an interface for programs at /v1/predict, its description at /docs. "
@@ -250,7 +250,8 @@ def serve(words: Sequence[str] | None = None) -> int:  # command line; None take
     with plain_errors(parser):
         model = Path(options.model or from_root(reference))
         if model.suffix == ".pth": raise InputError(f"{model}: serving goes without torch: make an .onnx file of it with mnist-optimize.")
-        from mnist_nb import inference, serving
+        try: from mnist_nb import inference, serving
+        except ImportError as error: raise InputError(f"{error.name} is missing here: pip install -r requirements-service.txt") from None
         inference.check_model_name(model)
         serving.serve(model, options.host, options.port, serving.limits_from(os.environ))
     return 0

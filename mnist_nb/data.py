@@ -7,9 +7,9 @@ __all__ = ['SHA256', 'SPLITS', 'AUGMENTATIONS', 'parse_idx', 'read_archive', 'ha
            'find_data', 'Digits', 'load_digits', 'check_test_images', 'load_test_digits', 'show', 'digit_grid',
            'check_split', 'split_digits', 'pixel_statistics', 'to_unit', 'Augmentation', 'affine_matrices',
            'pixel_places', 'warp', 'elastic_basis', 'cut_out', 'augment', 'augmentation_grid', 'one_of_each',
-           'photo_of', 'extract_samples', 'class_balance', 'plot_class_balance']
+           'photo_of', 'extract_samples', 'load_samples', 'class_balance', 'plot_class_balance']
 
-# %% ../nbs/00_data.ipynb #c1e8382a
+# %% ../nbs/00_data.ipynb #56ddfca5
 import gzip
 import hashlib
 import io
@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from platformdirs import user_cache_path
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -340,12 +341,11 @@ def one_of_each(digits: Digits) -> np.ndarray:  # (10, 28, 28) uint8
     "The first image of each digit."
     return digits.images[[np.flatnonzero(digits.labels == digit)[0] for digit in range(10)]]
 
-# %% ../nbs/00_data.ipynb #0d84d8f5
+# %% ../nbs/00_data.ipynb #3da79949
 def photo_of(image: np.ndarray,             # (28, 28) uint8
              random: np.random.Generator,
             ) -> bytes:                     # a JPEG file, RGB, 60 to 600 pixels on a side, quality 60
     "A photo of a digit on paper, drawn at random."
-    from PIL import Image
     side = int(random.integers(60, 601))
     size = max(28, int(side * random.uniform(0.35, 0.8)))  # of the whole MNIST image, margins included
     top, left = random.integers(0, side - size + 1, 2)
@@ -359,7 +359,7 @@ def photo_of(image: np.ndarray,             # (28, 28) uint8
     Image.fromarray(((gray[:, :, None] * tint + noise).clip(0, 1) * 255).astype(np.uint8)).save(file, "jpeg", quality=60)
     return file.getvalue()
 
-# %% ../nbs/00_data.ipynb #9753a071
+# %% ../nbs/00_data.ipynb #4246ae97
 def extract_samples(digits: Digits,
                     folder: str | Path,   # made if need be
                     per_digit: int = 1,   # images of each label, at least 1
@@ -367,7 +367,6 @@ def extract_samples(digits: Digits,
                     photos: bool = False,  # JPEG files of `photo_of`, instead of PNG files, 28×28, light ink on black as in MNIST
                    ) -> list[Path]:       # digit_<label>_sample_<index>.png or .jpg, index the position in `digits`
     "Writes randomly chosen images of each label as picture files."
-    from PIL import Image
     fewest = np.bincount(digits.labels, minlength=10).min()
     if seed < 0: raise InputError(f"seed={seed} is out of range: give 0 or more.")
     if not 1 <= per_digit <= fewest:
@@ -380,6 +379,19 @@ def extract_samples(digits: Digits,
                 if photos: temporary.write_bytes(photo_of(digits.images[index], np.random.default_rng([seed, index])))
                 else: Image.fromarray(digits.images[index]).save(temporary)
     return paths
+
+# %% ../nbs/00_data.ipynb #98f9b536
+def load_samples(folder: str | Path,  # with files digit_<label>_<anything>.png of 28×28 pixels, light ink on black
+                ) -> Digits:
+    "The images that `extract_samples`, or the widget `DigitPad`, wrote, in the order of their names."
+    paths = sorted(Path(folder).glob("digit_[0-9]_*.png"))
+    if not paths: raise InputError(f"{folder} holds no files digit_<label>_<anything>.png: write some with mnist-extract.")
+    def read(path):
+        try: image = np.asarray(Image.open(path).convert("L"))
+        except OSError as error: raise InputError(f"{path} cannot be read ({error}).") from None
+        if image.shape != (28, 28): raise InputError(f"{path} is {image.shape[1]}×{image.shape[0]} pixels: give 28×28.")
+        return image
+    return Digits(np.stack([read(path) for path in paths]), np.array([int(path.name[6]) for path in paths]))
 
 # %% ../nbs/00_data.ipynb #d5f96aef
 def class_balance(parts: dict[str, Digits],  # by name

@@ -9,7 +9,7 @@ __all__ = ['Subject', 'load_subject', 'plot_confusions', 'digit_table', 'confusi
            'only_gallery', 'comparison_as_html', 'describe_digits', 'describe_extremes', 'describe_accuracy',
            'findings_as_html', 'write_analysis']
 
-# %% ../nbs/03_error_analysis.ipynb #796615f8
+# %% ../nbs/03_error_analysis.ipynb #7f93dea0
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,7 @@ from .models import load_model
 from .runs import atomic_write, from_root, update_run, write_json
 from .slices import CORRUPTIONS, corrupt
 from .training import pick_device, predict_logits, run_checkpoint
-from .widgets import Column, DigitMap, cards, html_table, picture, wrap_html
+from .display import Column, DigitMap, cards, html_table, picture, wrap_html
 
 # %% ../nbs/03_error_analysis.ipynb #55c6e462
 @dataclass

@@ -28,7 +28,7 @@ from .runs import InputError
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
-# %% ../nbs/05_inference.ipynb #d9104496
+# %% ../nbs/05_inference.ipynb #568c9333
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",  # looked for in folders,
             ".heic", ".heif", ".avif")  # and these, to say that they cannot be read
@@ -43,7 +43,7 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
     "Raises for a picture that is too small to hold a digit, or too large to be decoded."
     if min(width, height) < SMALLEST: raise InputError(f"is {width:,} × {height:,} pixels: give at least {SMALLEST} on each side.")
     if width * height > max_pixels:
-        raise InputError(f"is {width:,} × {height:,} pixels, more than the {max_pixels:,} allowed: make it smaller, or raise max_pixels.")
+        raise InputError(f"is {width:,} × {height:,} pixels, more than the {max_pixels:,} allowed: make it smaller, or raise the limit.")
 
 
 def decode(content: bytes,   # of a picture file

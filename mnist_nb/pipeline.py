@@ -156,7 +156,7 @@ def check_kernel(name: str) -> str:
     "`name`, if Jupyter knows a kernel of that name."
     return choose("kernel", name, sorted(KernelSpecManager().find_kernel_specs()))
 
-# %% ../nbs/08_pipeline.ipynb #e3ab27f9
+# %% ../nbs/08_pipeline.ipynb #305a3051
 def module_files(source: str,  # Python
                 ) -> dict[str, str]:  # name to content, for each module of this package that `source` imports, directly or not
     "The modules of `mnist_nb` that a piece of code rests on."
@@ -188,7 +188,7 @@ def fingerprint(stage: str,
     source = [cell.source for cell in stage_notebook(stage).cells]
     parameters = {name: value for name, value in parameters.items() if name != "run_dir"}  # a run that is moved stays the same
     modules = module_files("\n".join(source))
-    if "widgets" in modules: modules |= {path.name: path.read_text(encoding="utf-8") for path in sorted(STATIC.iterdir()) if path.is_file()}
+    if "display" in modules: modules |= {path.name: path.read_text(encoding="utf-8") for path in sorted(STATIC.iterdir()) if path.is_file()}
     inputs = file_hashes(run_path, STAGES[stage].inputs)
     if other := parameters.get("compare_with"): inputs |= file_hashes(find_run(other, run_path.parent), ["predictions.npz"])
     everything = [source, modules, parameters, inputs, kernel, environment()["versions"]]

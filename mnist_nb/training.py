@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['DEVICES', 'HISTORY', 'pick_device', 'pick_precision', 'create_optimizer', 'learning_rates', 'draw_batches',
-           'Stopwatch', 'EpochResult', 'train_epoch', 'predict_logits', 'measure', 'evaluate', 'time_steps',
-           'EarlyStopping', 'write_history', 'epoch_line', 'plot_history', 'TrainingState', 'random_state',
-           'load_resumable', 'Team', 'process_seed', 'join_team', 'EpochEnd', 'LiveCurves', 'TensorBoard',
-           'progress_bar', 'fit', 'plot_first_layer', 'run_checkpoint']
+           'Stopwatch', 'StepEnd', 'StopTraining', 'EpochResult', 'train_epoch', 'predict_logits', 'measure',
+           'evaluate', 'time_steps', 'EarlyStopping', 'write_history', 'epoch_line', 'plot_history', 'TrainingState',
+           'random_state', 'load_resumable', 'Team', 'process_seed', 'join_team', 'EpochEnd', 'LiveCurves',
+           'TensorBoard', 'progress_bar', 'report_step', 'fit', 'plot_first_layer', 'run_checkpoint']
 
-# %% ../nbs/02_training.ipynb #09f8ece9
+# %% ../nbs/02_training.ipynb #f8e024be
 import csv
 import math
 import os
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,7 +98,7 @@ def draw_batches(n: int,                     # training images
     steps = n // batch_size
     return torch.randperm(n, generator=generator)[:steps * batch_size].view(steps, batch_size)[:, share]
 
-# %% ../nbs/02_training.ipynb #a769d4e1
+# %% ../nbs/02_training.ipynb #968a14c7
 class Stopwatch:
     "Adds up the time between laps, by name."
     def __init__(self, device: torch.device):
@@ -109,6 +110,19 @@ class Stopwatch:
         moment = time.perf_counter()
         if name: self.seconds[name] = self.seconds.get(name, 0.0) + moment - self.last
         self.last = moment
+
+
+class StepEnd(NamedTuple):
+    "Where a training is after a step."
+    epoch: int                 # from 1
+    step: int                  # of this epoch, from 1
+    steps: int                 # of an epoch
+    loss: float                # of this batch
+    images_per_second: float   # of this epoch, so far
+
+
+class StopTraining(Exception):
+    "Raised by whoever watches the steps: ends a training cleanly, without the unfinished epoch."
 
 
 class EpochResult(NamedTuple):
@@ -126,7 +140,7 @@ def train_epoch(model: nn.Module,
                 batches: Tensor,     # (steps, images a step) indices, from `draw_batches`
                 settings: Settings,
                 precision: torch.dtype = torch.float32,  # of the layers
-                bar: tqdm | None = None,                 # counts images
+                on_step: Callable[[int, Tensor], None] | None = None,  # called with the step, from 0, and its loss
                 stopwatch: Stopwatch | None = None,
                ) -> EpochResult:
     "One pass over the images."
@@ -153,7 +167,7 @@ def train_epoch(model: nn.Module,
         lap("optimiser")
         loss_sum = loss_sum + loss.detach()
         correct = correct + (logits.argmax(1) == target).sum()
-        if bar is not None: bar.update(len(batch))
+        if on_step: on_step(step, loss.detach())
         lap("the rest")
     steps = len(batches)
     return EpochResult(loss_sum.item() / steps, correct.item() / batches.numel(), torch.stack(norms).mean().item())
@@ -442,13 +456,22 @@ class TensorBoard:
         self.writer.add_figure("confusion matrix (validation)", matrix.figure_, epoch)
         self.writer.flush()
 
-# %% ../nbs/02_training.ipynb #c83fba13
-def progress_bar(description: str, images: int, team: Team) -> tqdm:
+# %% ../nbs/02_training.ipynb #953958b8
+def progress_bar(description: str, images: int, team: Team, hidden: bool = False) -> tqdm:
     "A bar with images per second where someone can watch it, in JupyterLab or a terminal: not in log files."
     in_kernel = "ipykernel" in sys.modules
     disable = os.environ.get("TQDM_DISABLE") == "1" if in_kernel else None  # None: tqdm asks whether stderr is a terminal
-    if team.rank: disable = True
+    if team.rank or hidden: disable = True
     return tqdm(total=images, desc=description, unit=" images", unit_scale=True, leave=False, disable=disable)
+
+
+def report_step(batches: Tensor, epoch: int, start: float, on_step: Callable[[StepEnd], None] | None, bar: tqdm,
+                step: int, loss: Tensor) -> None:
+    "Tells a bar and a watcher about a step."
+    bar.update(batches.shape[1])
+    if not on_step: return
+    rate = (step + 1) * batches.shape[1] / (time.perf_counter() - start)
+    on_step(StepEnd(epoch, step + 1, len(batches), loss.item(), rate))
 
 
 def fit(settings: Settings,
@@ -458,6 +481,7 @@ def fit(settings: Settings,
         resume: bool = False,            # go on from last_model.pth, if it is there
         digits: Digits | None = None,    # to split into training and validation; None loads the 60,000 training images
         watchers: Sequence[Callable[[EpochEnd], None]] = (),  # called after each epoch
+        on_step: Callable[[StepEnd], None] | None = None,     # called after each step, in place of a bar; may raise `StopTraining`
        ) -> pd.DataFrame:                # one row an epoch, columns as in `HISTORY`
     "Trains a model, printing a line an epoch, and keeps the model with the lowest validation loss."
     save_dir = Path(save_dir)
@@ -465,7 +489,8 @@ def fit(settings: Settings,
     require_writable(save_dir)
     with join_team(pick_device(device), settings.batch_size) as (team, device):
         checkpoint = load_resumable(last, settings, device, team.size) if resume and last.exists() else None
-        if checkpoint and not best.exists(): raise InputError(f"{best} is missing beside {last.name}: start without resuming.")
+        if checkpoint and checkpoint["history"] and not best.exists():
+            raise InputError(f"{best} is missing beside {last.name}: start without resuming.")
         torch.set_num_threads(compute_threads(team.nearby))
         precision = pick_precision(settings.precision, device)
         train, valid = split_digits(digits or load_digits("train"), settings.train_images, settings.valid_images, settings.seed)
@@ -481,13 +506,19 @@ def fit(settings: Settings,
                 if checkpoint["threads"] != torch.get_num_threads():
                     print(f"it was trained in {checkpoint['threads']} threads, and goes on in {torch.get_num_threads()}: "
                           "the last digits of the weights may differ", flush=True)
+        elif on_step:  # it may be stopped in the first epoch
+            save_checkpoint(last, state.checkpoint(settings, device, [random_state(device)], precision))
         network = team.wrap(state.model)
 
         while not state.is_over(settings):
             epoch, start = len(state.history) + 1, time.perf_counter()
             batches = draw_batches(settings.train_images, settings.batch_size, state.order, slice(team.rank, None, team.size))
-            with progress_bar(f"epoch {epoch}/{settings.epochs}", batches.numel(), team) as bar:
-                result = train_epoch(network, state.optimizer, state.scheduler, *train_tensors, batches, settings, precision, bar)
+            with progress_bar(f"epoch {epoch}/{settings.epochs}", batches.numel(), team, hidden=on_step is not None) as bar:
+                report = partial(report_step, batches, epoch, start, on_step, bar)
+                try: result = train_epoch(network, state.optimizer, state.scheduler, *train_tensors, batches, settings, precision, report)
+                except StopTraining:
+                    print(f"stopped in epoch {epoch}: resumed, it goes on from the beginning of that epoch", flush=True)
+                    return pd.DataFrame(state.history, columns=HISTORY)
             result = EpochResult(*np.mean(team.gather(result), axis=0).tolist())
             if not math.isfinite(result.loss):
                 raise InputError(f"the training loss became {result.loss} in epoch {epoch}: "

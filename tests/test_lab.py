@@ -14,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 CELL = """import numpy as np
 from mnist_nb.data import load_test_digits
-from mnist_nb.widgets import ConfusionMatrix
+from mnist_nb.display import ConfusionMatrix
 
 digits = load_test_digits(300)
 probabilities = np.eye(10)[np.where(np.arange(300) % 9 == 0, 8, digits.labels)] * 0.9 + 0.01

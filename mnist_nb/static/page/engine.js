@@ -10,10 +10,11 @@ export function useToken(text) {
 }
 
 async function ask(path, options = {}) {
-  const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
+  const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${encodeURIComponent(token)}` }) };
   const answer = await fetch(path, { ...options, headers }).catch(() => { throw new Error("The service does not answer."); });
-  const content = await answer.json();
-  if (!answer.ok) throw Object.assign(new Error(content.detail), { needsToken: answer.status === 401 });
+  const content = await answer.json().catch(() => ({ detail: `The service answers with status ${answer.status}.` }));
+  if (!answer.ok)
+    throw Object.assign(new Error(content.detail), { needsToken: answer.status === 401, retryAfter: +answer.headers.get("Retry-After") });
   return content;
 }
 

@@ -68,7 +68,8 @@ export function createPad(canvas, onChange) {
     else return;
     event.preventDefault();
     keys = true;
-    changed();
+    if (arrow && !open) paint();  // the pen has moved, the drawing has not changed
+    else changed();
   });
   canvas.addEventListener("blur", () => {
     [keys, open] = [false, false];

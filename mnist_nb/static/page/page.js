@@ -32,7 +32,8 @@ function show(found) {  // null: nothing is drawn
   find("warnings").textContent = found?.warnings.join("; ") ?? "";
   showPixels(found?.pixels);
   clearTimeout(speaking);  // a screen reader hears where it ended, not each step on the way
-  speaking = setTimeout(() => { find("spoken").textContent = best === null ? find("warnings").textContent : `${best}, ${sure}`; }, 700);
+  const said = [best === null ? "" : `${best}, ${sure}`, ...(found?.warnings ?? [])].filter(Boolean).join("; ");
+  speaking = setTimeout(() => { find("spoken").textContent = said; }, 700);
 }
 
 function complain(error) {
@@ -53,22 +54,23 @@ async function ask(question) {
       const found = await current();
       if (!next) show(found);
       complain();
-    } catch (error) { complain(error); }
+    } catch (error) {
+      if (!next) show(null);
+      complain(error);
+      if (!next && error.retryAfter) setTimeout(() => { if (!asking) ask(current); }, 1000 * error.retryAfter);
+    }
   }
   asking = false;
 }
 
 const pad = createPad(find("pad"), strokes => {
   find("hint").hidden = strokes.length > 0;
-  if (strokes.length) find("picture").hidden = true;
+  find("picture").hidden = true;
   const pixels = toMnist(strokes);
   ask(async () => pixels && judge(pixels));
 });
 find("undo").onclick = pad.undo;
-find("clear").onclick = () => {
-  find("picture").hidden = true;
-  pad.clear();
-};
+find("clear").onclick = pad.clear;
 
 function readPicture(file) {
   if (!file) return;
