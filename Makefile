@@ -35,7 +35,8 @@ notebooks: .venv/installed  ## after editing notebooks: clean them and generate 
 	$(BIN)/nbdev_export
 
 lab: .venv/installed  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) nbs/00_data.ipynb
+	$(BIN)/jupyter trust nbs/*.ipynb
+	$(BIN)/jupyter lab --config=jupyter_config.py $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
 
 runtime:  ## fetch ONNX Runtime for browsers, which make demo and its test need
 	npm install --prefix build/npm --no-package-lock --no-fund --no-audit --loglevel error onnxruntime-web@$(ORT_WEB)

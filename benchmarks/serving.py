@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "reports" / "reference" / "model.int8.onnx"
 CONNECTIONS = 32
 ALONE = """from mnist_nb import serving
-async def single(self, picture): return (await self.several([picture], 10))[0]
+async def single(self, picture): return (await self.several([picture]))[0]
 serving.Worker.single = single"""  # each picture a task of its own, instead of gathered
 
 

@@ -92,7 +92,7 @@ def render_strokes(strokes: list[list[list[float]]],  # points [right, down] of 
 
 THREE = [[[30, 25], [45, 15], [62, 22], [63, 38], [48, 48], [65, 57], [68, 74], [50, 86], [28, 78]]]  # in hundredths
 
-# %% ../nbs/06_widgets.ipynb #ba891384
+# %% ../nbs/06_widgets.ipynb #20687f55
 def bars(name: str,                   # of the model
          probabilities: np.ndarray,    # (10,)
          caution: str = "",
@@ -167,7 +167,8 @@ class DigitPad(LabWidget):
         except (InputError, OSError) as error: self.kept = str(error)
 
     def static(self) -> Markup:
-        drawn = picture(self.image, "A drawn digit", 112) if self.image is not None else Markup("")
+        image = self.image if self.image is not None else np.zeros((28, 28), np.uint8)
+        drawn = picture(image, "A drawn digit" if image.any() else "Empty paper", 112)
         return Markup('<div class="digit-pad"><figure>{}<figcaption>A drawing, 28 × 28 pixels. In JupyterLab: draw here.</figcaption>'
                       '</figure><div class="answers">{}</div></div>').format(drawn, Markup(self.answers["html"]))
 

@@ -1,67 +1,123 @@
-"""The widgets in a real JupyterLab, with a real kernel."""
+"""Notebooks and widgets in a real JupyterLab, with a real kernel."""
 
+import ast
+import json
 import os
+import re
+import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
-from conftest import executable
+from conftest import ROOT, executable
 from nbformat.v4 import new_code_cell, new_notebook
+from playwright.sync_api import expect
 
-CELL = """import numpy as np
-from mnist_nb.data import load_test_digits
-from mnist_nb.display import ConfusionMatrix
+from mnist_nb.metrics import load_predictions
 
-digits = load_test_digits(300)
-probabilities = np.eye(10)[np.where(np.arange(300) % 9 == 0, 8, digits.labels)] * 0.9 + 0.01
-confusions = ConfusionMatrix(digits.images, digits.labels, probabilities)
-confusions"""
+STROKES = json.loads((ROOT / "tests" / "strokes.json").read_text())
+KERNEL = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+ERRORS = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells.flatMap((cell, number) =>
+  (cell.outputs ?? []).filter(output => output.output_type === "error").map(output => `cell ${number}: ${output.evalue}`))"""
 
 
-@pytest.fixture
-def lab(tmp_path):
-    "The address of a JupyterLab of its own, in a folder with one notebook."
-    metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
-    nbformat.write(new_notebook(cells=[new_code_cell(CELL)], metadata=metadata), tmp_path / "look.ipynb")
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "The folder and the address of a JupyterLab of its own, as `make lab` starts it."
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "nbs").mkdir()
+    shutil.copy(ROOT / "jupyter_config.py", folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [executable("jupyter-lab"), "--no-browser", f"--port={port}", "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}",
+    words = [executable("jupyter-lab"), "--config=jupyter_config.py", "--no-browser", f"--port={port}", "--IdentityProvider.token=",
              "--LabApp.expose_app_in_browser=True", "--ServerApp.port_retries=0", "--allow-root"]
-    env = {**os.environ, "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces")}
-    server = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=(tmp_path / "lab.txt").open("w"))
+    env = {**os.environ, "JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
+    with open(folder / "lab.txt", "w") as log:
+        server = subprocess.Popen(words, env=env, cwd=folder, stdout=subprocess.DEVNULL, stderr=log)
     address, end = f"http://127.0.0.1:{port}/lab", time.monotonic() + 60
     while time.monotonic() < end:
         try:
             urllib.request.urlopen(f"{address}?reset", timeout=5).close()
             break
         except (urllib.error.URLError, OSError): time.sleep(0.3)
-    yield address
+    yield folder, address
     server.terminate()
     server.wait(timeout=20)
 
 
+@pytest.fixture
+def notebook(browser, lab):
+    "Opens a notebook: `notebook(name, cells)` with cells of its own, or `notebook(name)` for one of the project."
+    folder, address = lab
+    troubles, page = [], browser.new_page(viewport={"width": 1300, "height": 2400})
+    page.on("request", lambda request: request.url.startswith(("http://127.0.0.1", "blob:", "data:")) or troubles.append(request.url))
+    page.on("console", lambda line: "widget" in line.text.lower() and line.type == "error" and troubles.append(line.text))
+    def open_notebook(name, *cells):
+        path = folder / "nbs" / f"{name}.ipynb"
+        metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
+        if cells: nbformat.write(new_notebook(cells=list(map(new_code_cell, cells)), metadata=metadata), path)
+        else: shutil.copy(ROOT / "nbs" / path.name, path)
+        page.goto(f"{address}/tree/nbs/{name}.ipynb?reset")
+        page.wait_for_function(f"() => {KERNEL}?.status === 'idle'", timeout=60_000)
+        run_all(page)
+        return page
+    yield open_notebook
+    page.evaluate("window.jupyterapp.shell.currentWidget?.sessionContext.shutdown()")
+    page.close()
+    assert not troubles
+
+
+def run_all(page) -> None:
+    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+
+
 def value_of(page, expression):
-    "What a Python expression is in the notebook's kernel."
-    return page.evaluate("""async expression => {
+    "What a Python expression is in the notebook's kernel, as `repr` writes it."
+    return ast.literal_eval(page.evaluate("""async expression => {
       const { kernel } = window.jupyterapp.shell.currentWidget.sessionContext.session;
       const reply = await kernel.requestExecute({ code: "", user_expressions: { value: expression } }).done;
-      return reply.content.user_expressions.value.data["text/plain"];
-    }""", expression)
+      const { value } = reply.content.user_expressions;
+      return value.data ? value.data["text/plain"] : JSON.stringify(`${value.ename}: ${value.evalue}`);
+    }""", f"repr({expression})"))
 
 
-def test_the_choice_in_the_confusion_matrix_is_a_python_value(browser, lab):
-    page = browser.new_page(viewport={"width": 1300, "height": 1600})
-    page.goto(f"{lab}/tree/look.ipynb?reset")
-    kernel = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
-    page.wait_for_function(f"() => {kernel}?.status === 'idle'", timeout=60_000)
-    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    cell = page.get_by_role("button", name="true 7, predicted 8:")
-    cell.click(timeout=60_000)
+def draw(page, strokes: list) -> None:
+    "Draws with the mouse; points are hundredths of the pad."
+    page.locator(".digit-pad .clear").click()
+    pad = page.locator("canvas.pad").bounding_box()
+    for stroke in strokes:
+        for number, (x, y) in enumerate(stroke):
+            page.mouse.move(pad["x"] + x / 100 * pad["width"], pad["y"] + y / 100 * pad["height"])
+            if number == 0: page.mouse.down()
+        page.mouse.up()
+
+
+def until(page, expression: str, value: str) -> None:
+    "Waits until a Python expression has a value."
+    end = time.monotonic() + 60
+    while (found := value_of(page, expression)) != value:
+        assert time.monotonic() < end, f"{expression} is {found}, not {value}"
+        page.wait_for_timeout(50)
+
+
+def test_the_choice_in_the_confusion_matrix_is_a_python_value(notebook):
+    page = notebook("matrix", """import numpy as np
+from mnist_nb.data import load_test_digits
+from mnist_nb.display import ConfusionMatrix
+
+digits = load_test_digits(300)
+probabilities = np.eye(10)[np.where(np.arange(300) % 9 == 0, 8, digits.labels)] * 0.9 + 0.01
+confusions = ConfusionMatrix(digits.images, digits.labels, probabilities)
+confusions""")
+    page.get_by_role("button", name="true 7, predicted 8:").click(timeout=60_000)
     page.get_by_text("True 7, predicted 8:").wait_for()
     assert value_of(page, "confusions.selected") == "[7, 8]"
     shown = [int(item.get_attribute("data-index")) for item in page.locator(".chosen li").all()]
@@ -72,4 +128,150 @@ def test_the_choice_in_the_confusion_matrix_is_a_python_value(browser, lab):
     assert value_of(page, "confusions.selected") == "[6, 8]"
     value_of(page, "setattr(confusions, 'selected', [0, 0])")  # and the other way: Python chooses
     page.get_by_text("True 0, predicted 0:").wait_for()
-    page.close()
+
+
+def test_python_sees_what_is_drawn(notebook, tmp_path):
+    page = notebook("pad", f"""from mnist_nb.widgets import DigitPad, render_strokes
+model = "reports/reference/model.int8.onnx"
+pad = DigitPad({{"one": model, "two": model}}, folder={str(tmp_path / "kept")!r})
+pad""")
+    page.locator(".bars").nth(1).wait_for(timeout=60_000)  # two models, and a drawing to begin with
+    right = 0
+    for digit, (strokes, _) in STROKES.items():
+        draw(page, strokes)
+        until(page, f"sum(map(len, pad.question['strokes'])) >= {sum(map(len, strokes))}", "True")
+        page.wait_for_timeout(200)
+        ink = page.evaluate("""() => Array.from(document.querySelector("canvas.seen").getContext("2d").getImageData(0, 0, 28, 28).data)
+          .filter((_, i) => i % 4 === 0).map(value => 255 - value)""")
+        assert value_of(page, "pad.image.ravel().tolist()") == str(ink)
+        assert value_of(page, "abs(pad.image.astype(int) - render_strokes(pad.question['strokes'])).max() <= 1") in ("True", "np.True_")
+        best = page.locator(".bars tr.best th").all_inner_texts()
+        assert best == [value_of(page, f"int(pad.probabilities[{name!r}].argmax())") for name in ("one", "two")]
+        right += best[0] == digit
+    assert right >= 9
+    page.locator("select.label").select_option("4")
+    page.get_by_role("button", name="Keep as example").click()
+    expect(page.locator(".kept")).to_contain_text("digit_4_drawn_0000.png")
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["digit_4_drawn_0000.png"]
+
+
+def test_errors_are_filtered_explained_and_chosen(notebook, small_run):
+    page = notebook("errors", f"""from mnist_nb.widgets import ErrorBrowser
+browser = ErrorBrowser.from_run({str(small_run)!r})
+browser""")
+    labels, logits = load_predictions(small_run)
+    predicted = logits.argmax(1)
+    pairs, counts = np.unique(np.stack([labels, predicted])[:, labels != predicted], axis=1, return_counts=True)
+    true, taken_for = map(int, pairs[:, counts.argmax()])
+    for want_true, want_predicted in ((4, 9), (true, taken_for)):
+        page.locator("[data-name=true]").select_option(str(want_true), timeout=60_000)
+        page.locator("[data-name=predicted]").select_option(str(want_predicted))
+        expected = np.flatnonzero((labels == want_true) & (predicted == want_predicted)).tolist()
+        until(page, "sorted(map(int, browser.indices))", str(expected))
+        expect(page.locator(".grid button")).to_have_count(min(60, len(expected)))
+    shown = [int(button.get_attribute("data-index")) for button in page.locator(".grid button").all()]
+    assert sorted(shown) == expected[:60] or len(expected) > 60
+    first = page.locator(".grid button").first
+    first.click()
+    expect(page.locator(".detail")).to_contain_text(f"#{shown[0]}, true {true}, predicted {taken_for}")
+    expect(page.locator(".detail figure")).to_have_count(5)  # the image, its saliency, three training images
+    assert value_of(page, "browser.selected") == str(shown[0])
+    first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    until(page, "browser.selected", str(shown[1]))
+    page.locator("[data-name=low]").fill("0.99")
+    page.locator("[data-name=low]").blur()
+    until(page, "browser.filter['low']", "0.99")
+
+
+def test_the_printed_recipe_reproduces_the_grid(notebook):
+    page = notebook("playground", """import torch
+from mnist_nb.data import Augmentation, augment, to_unit
+from mnist_nb.widgets import AugmentationPlayground
+playground = AugmentationPlayground()
+playground""", "images = playground.images")
+    slider = page.locator("input[data-name=rotation]")
+    slider.wait_for(timeout=60_000)
+    before = page.locator("img.grid").get_attribute("src")
+    slider.focus()
+    for _ in range(5): page.keyboard.press("ArrowRight")
+    until(page, "playground.augmentation.rotation", "15.0")
+    page.get_by_role("button", name="Draw again").click()
+    until(page, "playground.seed", "1")
+    expect(page.locator("pre.code")).to_contain_text("Augmentation(rotation=15)")
+    assert page.locator("img.grid").get_attribute("src") != before
+    code = page.locator("pre.code").inner_text()
+    assert value_of(page, f"(exec({code!r}, globals()), bool((grid.numpy() == playground.grid).all()))[1]") == "True"
+    page.get_by_role("button", name="none").click()
+    until(page, "playground.augmentation.is_none", "True")
+
+
+def test_stop_keeps_a_checkpoint_that_resumes(notebook, tmp_path):
+    page = notebook("monitor", f"""from mnist_nb.recipes import Settings
+from mnist_nb.widgets import TrainingMonitor
+monitor = TrainingMonitor(Settings(arch="base", epochs=40, train_images=6000, valid_images=500), {str(tmp_path / "run")!r})
+monitor.start()
+monitor""")
+    expect(page.locator(".drawing")).to_contain_text("Best validation accuracy", timeout=60_000)  # an epoch is over
+    expect(page.locator(".drawing")).to_contain_text("images/s")
+    page.get_by_role("button", name="Stop").click()
+    until(page, "monitor.state", "'stopped'")
+    done = int(value_of(page, "len(monitor.history)"))
+    assert 1 <= done < 40
+    from mnist_nb.models import load_checkpoint
+    assert len(load_checkpoint(tmp_path / "run" / "last_model.pth")["history"]) == done
+    page.get_by_role("button", name="Go on").click()
+    until(page, f"len(monitor.rows) > {done}", "True")
+    page.get_by_role("button", name="Stop").click()
+    until(page, "monitor.state", "'stopped'")
+    assert value_of(page, "[row['epoch'] for row in monitor.rows] == list(range(1, len(monitor.rows) + 1))") == "True"
+
+
+def test_runs_are_picked(notebook, small_run):
+    page = notebook("runs", f"""from mnist_nb.widgets import RunPicker
+picker = RunPicker({str(small_run.parent)!r}, chosen=[])
+picker""")
+    page.get_by_label("small").check(timeout=60_000)
+    expect(page.locator(".drawing tbody th")).to_have_text("small")
+    until(page, "list(picker.runs)", "['small']")
+
+
+def test_the_tour_runs_and_is_saved_clean(notebook, lab):
+    page = notebook("index")
+    expect(page.locator(".drawing table").last).to_be_visible(timeout=120_000)  # of the last widget
+    page.wait_for_function(f"() => {KERNEL}?.status === 'idle'", timeout=60_000)
+    assert page.evaluate(ERRORS) == []
+    assert page.locator(".digit-pad canvas.pad").count() == 1 and page.locator(".error-browser").count() == 1
+    assert Path(value_of(page, "__import__('sys').prefix").strip("'")) == Path(sys.prefix)  # the kernel is the environment's
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    saved = lab[0] / "nbs" / "index.ipynb"
+    for _ in range(100):
+        if saved.read_text() == (ROOT / "nbs" / "index.ipynb").read_text(): break
+        page.wait_for_timeout(100)
+    notebook_as_saved = nbformat.read(saved, 4)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook_as_saved.cells)
+    original = nbformat.read(ROOT / "nbs" / "index.ipynb", 4)
+    assert [(cell.id, cell.source, cell.metadata) for cell in notebook_as_saved.cells] == [
+        (cell.id, cell.source, cell.metadata) for cell in original.cells]
+    assert set(notebook_as_saved.metadata) <= {"kernelspec"}
+
+
+def test_exported_widgets_show_something(browser, tmp_path):
+    cells = ["from mnist_nb.widgets import *\nfrom mnist_nb.recipes import Settings\nimport tempfile",
+             "DigitPad('reports/reference/model.int8.onnx')",
+             "browser = ErrorBrowser.from_run('reports/scratch')\nbrowser", "AugmentationPlayground()",
+             "TrainingMonitor(Settings(), tempfile.mkdtemp())", "RunPicker(chosen=['reference'])"]
+    metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
+    nbformat.write(new_notebook(cells=list(map(new_code_cell, cells)), metadata=metadata), tmp_path / "widgets.ipynb")
+    subprocess.run([executable("jupyter"), "nbconvert", f"--config={ROOT / 'jupyter_config.py'}", "--execute", "--to", "html",
+                    "widgets.ipynb"], cwd=tmp_path, check=True, capture_output=True)
+    page = browser.new_context(offline=True, java_script_enabled=False).new_page()
+    page.goto((tmp_path / "widgets.html").as_uri())
+    shown = page.locator(".jp-OutputArea-output .mnist-nb")
+    assert shown.count() == len(cells) - 1
+    for number in range(len(cells) - 1):
+        box = shown.nth(number).bounding_box()
+        assert box["height"] > 100 and box["width"] > 200
+        assert shown.nth(number).locator("img, svg").count() >= 1 and re.search(r"\w", shown.nth(number).inner_text())
+    page.context.close()

@@ -1,5 +1,6 @@
 // The pad in JupyterLab. Python judges what is drawn: one question at a time, and the next one is about what is there by then.
 function render({ model, el }) {
+  el.addEventListener("keydown", event => event.stopPropagation());  // keys are for the widget, not for JupyterLab
   el.innerHTML = `<div class="mnist-nb digit-pad">
     <div><canvas class="pad" tabindex="0" role="application"
       aria-label="Paper to draw on. Arrows move the pen, space lowers and lifts it, backspace takes back, escape clears."></canvas>
@@ -39,7 +40,6 @@ function render({ model, el }) {
   pad.set(model.get("question").strokes.map(stroke => [...stroke]));
   find("clear").onclick = pad.clear;
   find("undo").onclick = pad.undo;
-  find("pad").addEventListener("keydown", event => event.stopPropagation());  // else JupyterLab takes the keys for its own
   find("keep").closest("form").onsubmit = event => {
     event.preventDefault();
     model.send({ keep: +find("label").value });

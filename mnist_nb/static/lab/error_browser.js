@@ -1,5 +1,6 @@
 // Filters and a grid of images. Python filters and explains; here choices are made.
 function render({ model, el }) {
+  el.addEventListener("keydown", event => event.stopPropagation());  // keys are for the widget, not for JupyterLab
   el.innerHTML = `<div class="mnist-nb error-browser">
     <form class="row" aria-label="Filter">
       <label>True <select data-name="true"></select></label>
@@ -64,7 +65,6 @@ function render({ model, el }) {
     const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across }[event.key];
     if (step === undefined || at < 0) return;
     event.preventDefault();
-    event.stopPropagation();  // JupyterLab would move to another cell
     buttons[at + step]?.focus();
   };
   const showDetail = () => { find("detail").innerHTML = model.get("detail"); };

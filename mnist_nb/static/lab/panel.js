@@ -1,5 +1,6 @@
 // Choices, what Python drew of them, and a button.
 function render({ model, el }) {
+  el.addEventListener("keydown", event => event.stopPropagation());  // keys are for the widget, not for JupyterLab
   el.innerHTML = `<div class="mnist-nb panel"><fieldset hidden><legend></legend></fieldset><div class="drawing"></div>
     <button type="button" hidden></button></div>`;
   const [choices, button] = el.querySelectorAll("fieldset, button"), drawing = el.querySelector(".drawing");
