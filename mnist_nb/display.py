@@ -120,7 +120,7 @@ def html_table(frame: pd.DataFrame,           # a row of the table each
     return Markup('{}<div class="scroll"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>').format(
         note, head, Markup("").join(rows))
 
-# %% ../nbs/15_display.ipynb #9f1ff693
+# %% ../nbs/15_display.ipynb #55099a99
 LINES = ("#0b5cad", "#e15759", "#59a14f", "#b07aa1", "#f28e2b", "#47a8a0", "#9c755f", "#79706e")  # colours of lines
 
 
@@ -128,7 +128,7 @@ def nice_ticks(low: float, high: float) -> np.ndarray:  # two to six round numbe
     "Where an axis has numbers."
     step = 10.0 ** np.floor(np.log10((high - low) / 2))
     step = next(wider for wider in (step, 2 * step, 5 * step, 10 * step) if (high - low) / wider <= 5)
-    return np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step
+    return np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step + 0.0  # no -0
 
 
 def line_chart(lines: dict[str, list[tuple[float, float]]],  # points by name, from left to right

@@ -654,7 +654,7 @@ def create_app(model: str | Path,       # file of a model
     guard = Guard(app, limits, metrics, {route.path for route in app.routes})
     return guard
 
-# %% ../nbs/07_serving.ipynb #428bd0fd
+# %% ../nbs/07_serving.ipynb #f2e5d0a4
 class Connection(H11Protocol):
     "uvicorn's, but one that does not wait for ever for the head of a request."
     def __init__(self, *words: Any, guard: Guard, **more: Any):
@@ -734,8 +734,9 @@ class Server(uvicorn.Server):
 
 def bind(host: str, port: int) -> socket.socket:
     "The address of a service, before any work is done."
+    if not 0 <= port <= 65535: raise InputError(f"--port {port}: give 0 (any that is free) to 65535.")
     try: family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise InputError(f"--host {host} --port {port}: there is no such address ({error}).") from None
     bound = socket.socket(family, kind, protocol)  # with its protocol, as asyncio sends small answers at once on TCP only
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
