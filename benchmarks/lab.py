@@ -117,8 +117,8 @@ def pad_latency(page: Page) -> list[float]:  # milliseconds, of each of the ten 
 def sentence(result: dict) -> str:
     "What the README says."
     slowest = max(result["seconds"], key=result["seconds"].get)
-    return (f"In each notebook, Run All takes {result['seconds'][slowest]:.0f} s at most (`{slowest}`), and the bars of the pad follow the pen "
-            f"within {max(result['pad_ms']):.0f} ms")
+    return (f"In each notebook, Run All takes {result['seconds'][slowest]:.0f} s at most (`{slowest}`), and the bars of the pad "
+            f"follow the pen within {max(result['pad_ms']):.0f} ms")
 
 
 def main() -> None:

@@ -111,7 +111,8 @@ def test_readme_shows_the_figures_that_were_measured():
     readme = (ROOT / "README.md").read_text()
     assert accuracy.table(measured["accuracy"]) in readme and speed.table(measured["speed"]) in readme
     assert inference.table(measured["inference"]) in readme
-    said = page.sentence(measured["page"]), inference.sentences(measured["inference"]), serving.sentences(measured["serving"]), lab.sentence(measured["lab"])
+    said = [page.sentence(measured["page"]), inference.sentences(measured["inference"]), serving.sentences(measured["serving"]),
+            lab.sentence(measured["lab"])]
     assert all(words in " ".join(readme.split()) for words in said)
     assert all(map(accuracy.is_current, measured["accuracy"])), "a recipe has changed since: run benchmarks/accuracy.py again"
     rows = [(result["recipe"], result["settings"]["arch"], result["settings"]["seed"]) for result in measured["accuracy"]]
