@@ -15,5 +15,7 @@ def clean(path: str, model: dict, **_) -> None:
 
 c.FileContentsManager.pre_save_hook = clean
 
+c.ExecutePreprocessor.store_widget_state = False
+
 # In exported notebooks, what widgets leave as HTML comes before what would need a running Python.
 c.NbConvertBase.display_data_priority = ["text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/plain"]

@@ -289,34 +289,36 @@ def elastic_basis(smoothness: float,     # sigma of the Gaussian filter, pixels
     axis /= np.linalg.norm(axis, axis=1, keepdims=True)  # the variance is 1 everywhere, also after leaving out the smallest
     return torch.from_numpy(np.kron(axis, axis).T).float().contiguous().to(device)
 
-# %% ../nbs/00_data.ipynb #61d69ae9
+# %% ../nbs/00_data.ipynb #459039e5
 def cut_out(images: Tensor,  # (N, 1, H, H) float
             side: float,      # pixels
+            generator: torch.Generator | None = None,  # None: the global one
            ) -> Tensor:      # same shape
     "Each image without a square somewhere ([DeVries & Taylor 2017](https://arxiv.org/abs/1708.04552)): paper instead."
     size, device = images.shape[-1], images.device
-    centre = torch.rand(len(images), 2, 1, device=device) * size  # down, right
+    centre = torch.rand(len(images), 2, 1, device=device, generator=generator) * size  # down, right
     inside = (torch.arange(size, device=device) + 0.5 - centre).abs() < side / 2  # (N, 2, H)
     return images.masked_fill((inside[:, 0, :, None] & inside[:, 1, None, :]).unsqueeze(1), 0)
 
 
 def augment(images: Tensor,              # (N, 1, H, H) float32 in [0, 1]
             augmentation: Augmentation,
+            generator: torch.Generator | None = None,  # on the images' device; None: torch's global one
            ) -> Tensor:                  # same shape, device and range
-    "A random variant of each image. Draws from torch's global random generator of the device."
+    "A random variant of each image."
     if augmentation.is_none: return images
     n, size, device = len(images), images.shape[-1], images.device
-    def uniform(limit, *shape): return (torch.rand(n, *shape, device=device) * 2 - 1) * limit
+    def uniform(limit, *shape): return (torch.rand(n, *shape, device=device, generator=generator) * 2 - 1) * limit
     size_factor, stretch = 1 + uniform(augmentation.scale), torch.exp(uniform(math.log1p(augmentation.stretch)))
     matrices = affine_matrices(uniform(augmentation.rotation), torch.stack([size_factor * stretch, size_factor / stretch], 1),
                                uniform(augmentation.shear), uniform(augmentation.translation, 2), size)
     coefficients = basis = None
     if augmentation.elastic:
         basis = elastic_basis(augmentation.smoothness, size, device)
-        coefficients = augmentation.elastic * torch.randn(n, 2, len(basis), device=device)
+        coefficients = augmentation.elastic * torch.randn(n, 2, len(basis), device=device, generator=generator)
     images = warp(images, matrices, coefficients, basis)
-    if augmentation.noise: images = images + augmentation.noise * torch.randn_like(images)
-    if augmentation.cutout: images = cut_out(images, augmentation.cutout)
+    if augmentation.noise: images = images + augmentation.noise * torch.randn(images.shape, device=device, generator=generator)
+    if augmentation.cutout: images = cut_out(images, augmentation.cutout, generator)
     return images.clamp_(0, 1)
 
 # %% ../nbs/00_data.ipynb #e56373a0

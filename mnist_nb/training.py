@@ -98,7 +98,7 @@ def draw_batches(n: int,                     # training images
     steps = n // batch_size
     return torch.randperm(n, generator=generator)[:steps * batch_size].view(steps, batch_size)[:, share]
 
-# %% ../nbs/02_training.ipynb #968a14c7
+# %% ../nbs/02_training.ipynb #133a1bfd
 class Stopwatch:
     "Adds up the time between laps, by name."
     def __init__(self, device: torch.device):
@@ -117,7 +117,7 @@ class StepEnd(NamedTuple):
     epoch: int                 # from 1
     step: int                  # of this epoch, from 1
     steps: int                 # of an epoch
-    loss: float                # of this batch
+    loss: Tensor               # of this batch; a number only where one asks for it
     images_per_second: float   # of this epoch, so far
 
 
@@ -456,7 +456,7 @@ class TensorBoard:
         self.writer.add_figure("confusion matrix (validation)", matrix.figure_, epoch)
         self.writer.flush()
 
-# %% ../nbs/02_training.ipynb #953958b8
+# %% ../nbs/02_training.ipynb #bf450aab
 def progress_bar(description: str, images: int, team: Team, hidden: bool = False) -> tqdm:
     "A bar with images per second where someone can watch it, in JupyterLab or a terminal: not in log files."
     in_kernel = "ipykernel" in sys.modules
@@ -471,7 +471,7 @@ def report_step(batches: Tensor, epoch: int, start: float, on_step: Callable[[St
     bar.update(batches.shape[1])
     if not on_step: return
     rate = (step + 1) * batches.shape[1] / (time.perf_counter() - start)
-    on_step(StepEnd(epoch, step + 1, len(batches), loss.item(), rate))
+    on_step(StepEnd(epoch, step + 1, len(batches), loss, rate))
 
 
 def fit(settings: Settings,
@@ -489,6 +489,7 @@ def fit(settings: Settings,
     require_writable(save_dir)
     with join_team(pick_device(device), settings.batch_size) as (team, device):
         checkpoint = load_resumable(last, settings, device, team.size) if resume and last.exists() else None
+        if on_step and team.size > 1: raise InputError("a training that is watched step by step runs in one process: leave out on_step.")
         if checkpoint and checkpoint["history"] and not best.exists():
             raise InputError(f"{best} is missing beside {last.name}: start without resuming.")
         torch.set_num_threads(compute_threads(team.nearby))
@@ -506,7 +507,8 @@ def fit(settings: Settings,
                 if checkpoint["threads"] != torch.get_num_threads():
                     print(f"it was trained in {checkpoint['threads']} threads, and goes on in {torch.get_num_threads()}: "
                           "the last digits of the weights may differ", flush=True)
-        elif on_step:  # it may be stopped in the first epoch
+        elif on_step:  # it may be stopped in the first epoch: what is there is of another training then
+            for old in (best, Path(history_path)): old.unlink(missing_ok=True)
             save_checkpoint(last, state.checkpoint(settings, device, [random_state(device)], precision))
         network = team.wrap(state.model)
 

@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'PEN', 'BOX', 'THREE', 'AT_ONCE', 'script', 'LabWidget', 'draw_segments', 'render_strokes', 'bars',
            'keep_sample', 'DigitPad', 'ErrorBrowser', 'AugmentationPlayground', 'TrainingMonitor', 'RunPicker']
 
-# %% ../nbs/06_widgets.ipynb #1909ca1d
+# %% ../nbs/06_widgets.ipynb #acd38361
 import threading
 import time
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from anywidget import AnyWidget
+from IPython.display import HTML
 from markupsafe import Markup
 from PIL import Image
 from scipy.special import softmax
@@ -31,9 +32,9 @@ from .inference import Predictor
 from .inspection import features, nearest, overlay, saliency
 from .metrics import common_predictions, compare, describe_comparison, load_predictions
 from .recipes import Settings
-from .runs import InputError, find_run, from_root, read_run
+from .runs import InputError, choose, from_root, read_run
 from .slices import cut_slices
-from .training import StepEnd, StopTraining, fit
+from .training import StepEnd, StopTraining, fit, load_resumable, pick_device
 
 # %% ../nbs/06_widgets.ipynb #22d1c8ad
 def script(*names: str) -> str:  # files in static/
@@ -92,7 +93,7 @@ def render_strokes(strokes: list[list[list[float]]],  # points [right, down] of 
 
 THREE = [[[30, 25], [45, 15], [62, 22], [63, 38], [48, 48], [65, 57], [68, 74], [50, 86], [28, 78]]]  # in hundredths
 
-# %% ../nbs/06_widgets.ipynb #20687f55
+# %% ../nbs/06_widgets.ipynb #d7ce577e
 def bars(name: str,                   # of the model
          probabilities: np.ndarray,    # (10,)
          caution: str = "",
@@ -112,7 +113,8 @@ def keep_sample(image: np.ndarray,     # (28, 28) uint8
     folder = Path(folder)
     if not 0 <= label <= 9: raise InputError(f"label={label} is no digit: give 0 to 9.")
     folder.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((int(path.stem.rpartition("_")[2]) for path in folder.glob("digit_?_drawn_*.png")), default=-1)
+    numbers = [path.stem.rpartition("_")[2] for path in folder.glob("digit_?_drawn_*.png")]
+    number = 1 + max((int(text) for text in numbers if text.isdigit()), default=-1)
     path = folder / f"digit_{label}_drawn_{number:04d}.png"
     Image.fromarray(image).save(path)
     return path
@@ -128,7 +130,7 @@ class DigitPad(LabWidget):
 
     def __init__(self,
                  models: str | Path | Predictor | Mapping[str, str | Path | Predictor],  # a model, or several by name
-                 folder: str | Path = "samples/drawn",   # for examples, from the top of the checkout
+                 folder: str | Path = "data/drawn",      # for examples, from the top of the checkout
                  strokes: list = THREE,                  # to begin with, in hundredths of a side
                 ):
         if not isinstance(models, Mapping): models = {"model": models}
@@ -150,13 +152,13 @@ class DigitPad(LabWidget):
     def answer(self, change: dict | None = None) -> None:
         "Asks the models."
         self.probabilities, tables = {}, []
-        for name, model in self.models.items() if self.image is not None else ():
-            (probabilities,), (unlike,) = model.judge(self.image[None])
-            self.probabilities[name] = probabilities
-            tables.append(bars(name, probabilities, "unlike any digit" if unlike else ""))
-        first = next(iter(self.probabilities.values()), None)
-        self.answers = {"to": self.question["number"], "html": str(Markup("").join(tables)),
-                        "best": None if first is None else int(first.argmax())}
+        try:
+            for name, model in self.models.items() if self.image is not None else ():
+                (probabilities,), (unlike,) = model.judge(self.image[None])
+                self.probabilities[name] = probabilities
+                tables.append(bars(name, probabilities, "unlike any digit" if unlike else ""))
+        except Exception as error: tables = [Markup("<p>{}</p>").format(error)]  # the page waits for an answer, whatever happens
+        self.answers = {"to": self.question["number"], "html": str(Markup("").join(tables))}
 
     def keep(self, label: int) -> None:
         "Saves the drawing as an example of a digit."
@@ -172,7 +174,7 @@ class DigitPad(LabWidget):
         return Markup('<div class="digit-pad"><figure>{}<figcaption>A drawing, 28 × 28 pixels. In JupyterLab: draw here.</figcaption>'
                       '</figure><div class="answers">{}</div></div>').format(drawn, Markup(self.answers["html"]))
 
-# %% ../nbs/06_widgets.ipynb #73c2099a
+# %% ../nbs/06_widgets.ipynb #8c7a776c
 AT_ONCE = 60  # images on a page of the grid
 
 
@@ -195,8 +197,9 @@ class ErrorBrowser(LabWidget):
         self.predicted, self.confidence = probabilities.argmax(1), probabilities.max(1)
         cut = cut_slices(digits.images)
         self.members = dict(zip(cut.property + ": " + cut.slice, cut.members))
-        super().__init__(slices=list(self.members),
-                         filter={"true": "any", "predicted": "any", "slice": "any", "low": 0, "high": 1, "errors": True, **chosen})
+        everything = {"true": "any", "predicted": "any", "slice": "any", "low": 0, "high": 1, "errors": True}
+        for name in chosen: choose("filter", name, everything)
+        super().__init__(slices=list(self.members), filter={**everything, **chosen})
         self.observe(self.refresh, ["filter", "page"])
         self.observe(self.explain, "selected")
         self.refresh()
@@ -209,6 +212,8 @@ class ErrorBrowser(LabWidget):
         "The errors of a run: what its predictions.npz says, explained with its best model."
         labels, logits = load_predictions(from_root(run))
         subject = load_subject(run, len(labels), device)
+        if np.abs(subject.logits_of(subject.test.images[:100]) - logits[:100]).max() > 0.05:
+            raise InputError(f"{run}: its predictions are of another model than its checkpoint: run the error analysis again.")
         return cls(subject.test, softmax(logits.astype(np.float64), axis=1), subject, **chosen)
 
     @property
@@ -231,7 +236,8 @@ class ErrorBrowser(LabWidget):
         "Finds what matches, and shows a page of it."
         if change and change["name"] == "filter": self.page = 0
         found = self.indices
-        first = min(self.page, max(0, len(found) - 1) // AT_ONCE) * AT_ONCE
+        self.page = min(self.page, max(0, len(found) - 1) // AT_ONCE)
+        first = self.page * AT_ONCE
         self.shown = {"count": len(found), "first": first, "items": [
             {"index": int(index), "src": image_address(self.digits.images[index]), "text": self.words(index)}
             for index in found[first:first + AT_ONCE]]}
@@ -268,7 +274,7 @@ class ErrorBrowser(LabWidget):
         return Markup('<p>{} images match. In JupyterLab they can be filtered and explained.</p><ul class="grid">{}</ul>'
                       '<div class="detail">{}</div>').format(self.shown["count"], items, Markup(self.detail))
 
-# %% ../nbs/06_widgets.ipynb #596ccff8
+# %% ../nbs/06_widgets.ipynb #7de9075f
 class AugmentationPlayground(LabWidget):
     "Sliders for each amount. `augmentation` is the recipe, `grid` what it makes of the images."
     _esm = STATIC / "lab/playground.js"
@@ -303,33 +309,36 @@ class AugmentationPlayground(LabWidget):
 
     def draw(self, change: dict | None = None) -> None:
         "Draws the variants, and writes the code that draws them."
-        state = torch.random.get_rng_state()  # playing must not change what a training would draw
-        torch.manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.seed)  # of its own: playing must not change what a training draws meanwhile
         unit = to_unit(torch.from_numpy(self.images))
-        self.grid = torch.stack([augment(unit, self.augmentation)[:, 0] for _ in range(self.draws)]).numpy()  # (draws, N, 28, 28)
-        torch.random.set_rng_state(state)
+        variants = [augment(unit, self.augmentation, generator)[:, 0] for _ in range(self.draws)]
+        self.grid = torch.stack(variants).numpy()  # (draws, N, 28, 28)
         rows = np.concatenate([self.images[None], (self.grid * 255).astype(np.uint8)])
         self.src = image_address(rows.transpose(0, 2, 1, 3).reshape(len(rows) * 28, -1))
         changed = {name: amount for name, amount in asdict(self.augmentation).items() if amount != getattr(Augmentation(), name)}
         said = ", ".join(f"{name}={amount:g}" for name, amount in changed.items())
         words = "".join(f" --{name} {amount:g}" for name, amount in changed.items())
-        self.code = (f"torch.manual_seed({self.seed})\naugmentation = Augmentation({said})\nunit = to_unit(torch.from_numpy(images))\n"
-                     f"grid = torch.stack([augment(unit, augmentation)[:, 0] for _ in range({self.draws})])\n\n# mnist-train{words}")
+        self.code = ("import torch\nfrom mnist_nb.data import Augmentation, augment, to_unit\n\n"
+                     f"augmentation = Augmentation({said})\n"
+                     f"generator = torch.Generator().manual_seed({self.seed})\n"
+                     "unit = to_unit(torch.from_numpy(playground.images))\n"
+                     f"grid = torch.stack([augment(unit, augmentation, generator)[:, 0] for _ in range({self.draws})])\n\n"
+                     f"# mnist-train{words}")
 
     def static(self) -> Markup:
         return Markup('<div class="playground"><div><img class="grid" src="{}" alt="Ten digits, above variants of each">'
                       '<pre class="code">{}</pre><small>In JupyterLab there is a slider for each amount.</small></div></div>'
                       ).format(self.src, self.code)
 
-# %% ../nbs/06_widgets.ipynb #661b2254
+# %% ../nbs/06_widgets.ipynb #b8b7a8cb
 class TrainingMonitor(LabWidget):
     "A training that can be watched and stopped. `state` is ready, training, stopped, done or failed."
     _esm = STATIC / "lab/panel.js"
     html = Unicode().tag(sync=True)
     button = Unicode().tag(sync=True)
-    legend, choices, chosen = Unicode().tag(sync=True), List().tag(sync=True), List().tag(sync=True)  # none here
     state = Unicode("ready")
     stopping = Bool(False)
+    running = None  # the monitor of the training under way, of all
 
     def __init__(self, settings: Settings,
                  save_dir: str | Path,   # receives the checkpoints; from the top of the checkout
@@ -339,23 +348,41 @@ class TrainingMonitor(LabWidget):
         self.settings, self.save_dir, self.more = settings, from_root(save_dir), more
         self.thread, self.error, self.history = None, None, pd.DataFrame()
         self.losses, self.rows, self.last, self.drawn = [], [], None, 0.0
-        self.on_msg(lambda *_: self.stop() if self.state == "training" else self.start(resume=self.state == "stopped"))
+        self.on_msg(lambda _, message, buffers: self.press(message.get("pressed")))
+        self.find_unfinished()
         self.draw()
+
+    def find_unfinished(self) -> None:
+        "Takes up what an earlier training with these settings has left."
+        try: checkpoint = load_resumable(self.save_dir / "last_model.pth", self.settings, pick_device(self.more.get("device", "auto")))
+        except InputError: return  # none, or another's
+        self.rows = checkpoint["history"]
+        if len(self.rows) < self.settings.epochs: self.state = "stopped"
+
+    def press(self, button: str) -> None:
+        "What a click on the button means, if it still says what was clicked."
+        if button != self.button: return
+        if button == "Stop": self.stop()
+        else: self.start(resume=button == "Go on")
 
     def start(self, resume: bool = False) -> "TrainingMonitor":
         "Begins, or goes on from the last whole epoch."
-        if self.state == "training": raise InputError("this training is under way: stop it first.")
+        other = TrainingMonitor.running
+        if other and other.thread.is_alive(): raise InputError(f"a training into {other.save_dir} is under way: stop it first.")
+        TrainingMonitor.running = self
         self.state, self.stopping, self.error = "training", False, None
         if not resume: self.losses, self.rows = [], []
         self.losses = [(at, loss) for at, loss in self.losses if at <= len(self.rows)]  # of whole epochs
-        self.began, self.last = (time.perf_counter(), len(self.rows)), None
+        self.began = self.last = None
         self.thread = threading.Thread(target=self.train, args=(resume,), daemon=True)
         self.thread.start()
+        self.draw()
         return self
 
     def stop(self) -> None:
         "Asks the training to end after this step."
         self.stopping = True
+        self.draw()
 
     def wait(self) -> pd.DataFrame:  # the history, a row an epoch
         "Waits for the end. An interruption of the kernel stops the training, too."
@@ -373,6 +400,7 @@ class TrainingMonitor(LabWidget):
             self.history = fit(self.settings, self.save_dir, resume=resume, on_step=self.on_step,
                                watchers=[self.on_epoch, *self.more.get("watchers", ())],
                                **{name: value for name, value in self.more.items() if name != "watchers"})
+            self.rows = self.history.to_dict("records")
             over = len(self.history) == self.settings.epochs or not self.stopping
             self.state = "done" if over else "stopped"
         except BaseException as error: self.state, self.error = "failed", error
@@ -380,8 +408,9 @@ class TrainingMonitor(LabWidget):
 
     def on_step(self, end: StepEnd) -> None:
         if self.stopping: raise StopTraining
+        if not self.began: self.began = time.perf_counter(), end.epoch - 1 + (end.step - 1) / end.steps
         self.last = end
-        if end.step % max(1, end.steps // 50) == 0: self.losses.append((end.epoch - 1 + end.step / end.steps, end.loss))
+        if end.step % max(1, end.steps // 50) == 0: self.losses.append((end.epoch - 1 + end.step / end.steps, end.loss.item()))
         if time.perf_counter() - self.drawn > 0.3: self.draw()
 
     def on_epoch(self, end: Any) -> None:
@@ -393,29 +422,35 @@ class TrainingMonitor(LabWidget):
         if self.state == "failed": return f"Failed: {self.error}"
         best = max((row["valid_accuracy"] for row in self.rows), default=None)
         so_far = f" Best validation accuracy: {best:.2%}." if best is not None else ""
+        if self.stopping and self.state == "training": return f"Stopping.{so_far}"
         if self.state != "training" or not self.last:
             return f"{self.state.capitalize()}: {self.settings.arch}, {self.settings.epochs} epochs.{so_far}"
-        end, (began, epochs_before) = self.last, self.began
+        end, (began, done_before) = self.last, self.began
         done = end.epoch - 1 + end.step / end.steps
-        left = (time.perf_counter() - began) / (done - epochs_before) * (self.settings.epochs - done)
+        left = (time.perf_counter() - began) / (done - done_before) * (self.settings.epochs - done)
         return f"Epoch {end.epoch} of {self.settings.epochs}, {end.images_per_second:,.0f} images/s, about {left:.0f} s left.{so_far}"
 
     def draw(self) -> None:
         "The curves and the words of this moment."
         self.drawn = time.perf_counter()
         self.html, self.button = str(self.drawing()), {"training": "Stop", "stopped": "Go on", "ready": "Start"}.get(self.state, "")
+        if self.stopping and self.state == "training": self.button = ""
 
     def drawing(self) -> Markup:
         curves = {"loss of each batch": self.losses,
                   "validation loss": [(row["epoch"], row["valid_loss"]) for row in self.rows]}
         accuracy = {"validation accuracy": [(row["epoch"], row["valid_accuracy"]) for row in self.rows]}
-        return Markup("<p>{}</p>{}{}").format(
+        return Markup('<p role="status">{}</p>{}{}').format(
             self.words(), line_chart(curves, "loss", "epoch", ends=(0, self.settings.epochs)),
             line_chart(accuracy, "accuracy", "epoch", ends=(0, self.settings.epochs)))
 
     def static(self) -> Markup: return Markup(self.html)
 
-# %% ../nbs/06_widgets.ipynb #b567d84d
+    def shown(self) -> HTML:
+        "The curves of this moment, to stay: an exported notebook has the widget as it was when it was displayed."
+        return HTML(Markup('<div class="mnist-nb"><style class="mnist-nb-style">{}</style>{}</div>').format(Markup(STYLE), self.static()))
+
+# %% ../nbs/06_widgets.ipynb #af2d6f31
 class RunPicker(LabWidget):
     "Runs to choose. `chosen` are their names, `runs` what their run.json says."
     _esm = STATIC / "lab/panel.js"
@@ -428,7 +463,7 @@ class RunPicker(LabWidget):
                 ):
         self.reports = from_root(reports)
         names = [path.parent.name for path in sorted(self.reports.glob("*/history.csv"), key=lambda path: -path.stat().st_mtime)]
-        chosen = names[:2] if chosen is None else [find_run(name, self.reports).name for name in chosen]
+        chosen = names[:2] if chosen is None else [choose("run", name, names) for name in chosen]
         super().__init__(choices=names, chosen=chosen)
         self.observe(self.draw, "chosen")
         self.draw()
@@ -436,18 +471,21 @@ class RunPicker(LabWidget):
     @property
     def runs(self) -> dict[str, dict[str, Any]]: return {name: read_run(self.reports / name) for name in self.chosen}
 
-    def draw(self, change: dict | None = None) -> None: self.html = str(self.drawing())
+    def draw(self, change: dict | None = None) -> None:
+        try: self.html = str(self.drawing())
+        except (InputError, OSError, ValueError) as error: self.html = str(Markup("<p>{}</p>").format(error))  # such as a run that is gone
 
     def drawing(self) -> Markup:
         "Curves, figures, and a comparison where there are two."
         if not self.choices: return Markup("<p>There are no runs in {} yet: mnist-report makes one.</p>").format(self.reports)
         curves = {name: pd.read_csv(self.reports / name / "history.csv") for name in self.chosen}
+        tested = {name: run.get("metrics", {}).get("test_accuracy") for name, run in self.runs.items()}
         rows = [{"run": name, "arch": run.get("parameters", {}).get("arch", ""), "epochs": len(curves[name]),
-                 "validation": curves[name].valid_accuracy.max(), "test": run.get("metrics", {}).get("test_accuracy", np.nan),
+                 "validation": curves[name].valid_accuracy.max(), "test": "–" if tested[name] is None else f"{tested[name]:.2%}",
                  "seconds": curves[name].seconds.sum()} for name, run in self.runs.items()]
         table = html_table(pd.DataFrame(rows), {
             "run": Column("run", heads=True, text=True), "arch": Column("architecture", text=True), "epochs": Column("epochs"),
-            "validation": Column("validation accuracy, best", "{:.2%}"), "test": Column("test accuracy", "{:.2%}"),
+            "validation": Column("validation accuracy, best", "{:.2%}"), "test": Column("test accuracy"),
             "seconds": Column("training, s", "{:.0f}")}) if rows else Markup("<p>No run is chosen.</p>")
         lines = {name: list(zip(curve.epoch, curve.valid_accuracy)) for name, curve in curves.items()}
         return table + line_chart(lines, "validation accuracy", "epoch") + Markup("<p>{}</p>").format(self.comparison())

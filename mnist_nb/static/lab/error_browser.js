@@ -1,6 +1,8 @@
 // Filters and a grid of images. Python filters and explains; here choices are made.
 function render({ model, el }) {
-  el.addEventListener("keydown", event => event.stopPropagation());  // keys are for the widget, not for JupyterLab
+  el.addEventListener("keydown", event => {  // plain keys are for the widget, JupyterLab's own combinations stay
+    if (!event.ctrlKey && !event.metaKey && !(event.shiftKey && event.key === "Enter")) event.stopPropagation();
+  });
   el.innerHTML = `<div class="mnist-nb error-browser">
     <form class="row" aria-label="Filter">
       <label>True <select data-name="true"></select></label>

@@ -1,6 +1,8 @@
 // A slider for each amount of the augmentation. Python draws the grid and writes the code.
 function render({ model, el }) {
-  el.addEventListener("keydown", event => event.stopPropagation());  // keys are for the widget, not for JupyterLab
+  el.addEventListener("keydown", event => {  // plain keys are for the widget, JupyterLab's own combinations stay
+    if (!event.ctrlKey && !event.metaKey && !(event.shiftKey && event.key === "Enter")) event.stopPropagation();
+  });
   el.innerHTML = `<div class="mnist-nb playground"><form aria-label="Amounts"></form>
     <div><img class="grid" alt="Ten digits, above variants of each"><pre class="code" tabindex="0" aria-label="The recipe as code"></pre></div></div>`;
   const form = el.querySelector("form");

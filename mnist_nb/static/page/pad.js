@@ -27,9 +27,13 @@ export function createPad(canvas, onChange) {
     paint();
     onChange(strokes);
   }
-  function set(those) {
+  function show(those) {
     [strokes, open, pointer] = [those, false, null];
-    changed();
+    paint();
+  }
+  function set(those) {
+    show(those);
+    onChange(strokes);
   }
   const undo = () => set(strokes.slice(0, -1));
   const clear = () => set([]);
@@ -75,8 +79,13 @@ export function createPad(canvas, onChange) {
     [keys, open] = [false, false];
     paint();
   });
-  new ResizeObserver(paint).observe(canvas);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
+  const sizes = new ResizeObserver(paint), scheme = matchMedia("(prefers-color-scheme: dark)");
+  sizes.observe(canvas);
+  scheme.addEventListener("change", paint);
   paint();
-  return { set, undo, clear, get strokes() { return strokes; } };
+  function destroy() {
+    sizes.disconnect();
+    scheme.removeEventListener("change", paint);
+  }
+  return { show, undo, clear, paint, destroy, get strokes() { return strokes; } };
 }

@@ -46,7 +46,8 @@ let next, asking = false;
 async function ask(question) {
   next = question;
   if (asking) return;
-  asking = true;
+  const busy = now => { [asking, document.querySelector(".rest").ariaBusy] = [now, String(now)]; };
+  busy(true);
   while (next) {
     const current = next;
     next = null;
@@ -60,7 +61,7 @@ async function ask(question) {
       if (!next && error.retryAfter) setTimeout(() => { if (!asking) ask(current); }, 1000 * error.retryAfter);
     }
   }
-  asking = false;
+  busy(false);
 }
 
 const pad = createPad(find("pad"), strokes => {
