@@ -281,10 +281,10 @@ class JsonLines(logging.Formatter):
 
 ACCESS = logging.getLogger("mnist_nb.access")
 
-# %% ../nbs/07_serving.ipynb #51914b22
+# %% ../nbs/07_serving.ipynb #3d10efe8
 SECURITY = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-                               "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+                               "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff", "x-frame-options": "DENY", "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin", "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()"}

@@ -36,7 +36,7 @@ from .runs import InputError, choose, from_root, read_run
 from .slices import cut_slices
 from .training import StepEnd, StopTraining, fit, load_resumable, pick_device
 
-# %% ../nbs/06_widgets.ipynb #22d1c8ad
+# %% ../nbs/06_widgets.ipynb #10565460
 def script(*names: str) -> str:  # files in static/
     "Modules as one module: what they export to each other is simply there."
     lines = [line for name in names for line in (STATIC / name).read_text(encoding="utf-8").splitlines()]
@@ -54,11 +54,14 @@ class LabWidget(AnyWidget):
         "What a page without Python shows."
         raise NotImplementedError
 
+    def shown(self) -> HTML:
+        "What it shows at this moment, to stay: a page has the widget as it was when it was displayed."
+        return HTML(Markup('<div class="mnist-nb"><style class="mnist-nb-style">{}</style>{}</div>').format(Markup(STYLE), self.static()))
+
     def _repr_mimebundle_(self, **options: Any):
         shown = super()._repr_mimebundle_(**options)
         data, metadata = shown if isinstance(shown, tuple) else (shown or {}, {})
-        page = Markup('<div class="mnist-nb"><style class="mnist-nb-style">{}</style>{}</div>').format(Markup(STYLE), self.static())
-        return {**data, "text/html": str(page)}, metadata
+        return {**data, "text/html": str(self.shown().data)}, metadata
 
 # %% ../nbs/06_widgets.ipynb #17d83983
 PEN, BOX = 2.6, 20  # pixels: width of a stroke in MNIST, and side of the box that holds a digit
@@ -330,7 +333,7 @@ class AugmentationPlayground(LabWidget):
                       '<pre class="code">{}</pre><small>In JupyterLab there is a slider for each amount.</small></div></div>'
                       ).format(self.src, self.code)
 
-# %% ../nbs/06_widgets.ipynb #b8b7a8cb
+# %% ../nbs/06_widgets.ipynb #223041c6
 class TrainingMonitor(LabWidget):
     "A training that can be watched and stopped. `state` is ready, training, stopped, done or failed."
     _esm = STATIC / "lab/panel.js"
@@ -362,8 +365,9 @@ class TrainingMonitor(LabWidget):
     def press(self, button: str) -> None:
         "What a click on the button means, if it still says what was clicked."
         if button != self.button: return
-        if button == "Stop": self.stop()
-        else: self.start(resume=button == "Go on")
+        if button == "Stop": return self.stop()
+        try: self.start(resume=button == "Go on")
+        except InputError as error: self.html = str(Markup('<p role="status">{}</p>').format(error))  # another one is running
 
     def start(self, resume: bool = False) -> "TrainingMonitor":
         "Begins, or goes on from the last whole epoch."
@@ -433,8 +437,8 @@ class TrainingMonitor(LabWidget):
     def draw(self) -> None:
         "The curves and the words of this moment."
         self.drawn = time.perf_counter()
-        self.html, self.button = str(self.drawing()), {"training": "Stop", "stopped": "Go on", "ready": "Start"}.get(self.state, "")
-        if self.stopping and self.state == "training": self.button = ""
+        names = {"training": "" if self.stopping else "Stop", "stopped": "Go on", "ready": "Start"}
+        self.html, self.button = str(self.drawing()), names.get(self.state, "")
 
     def drawing(self) -> Markup:
         curves = {"loss of each batch": self.losses,
@@ -445,10 +449,6 @@ class TrainingMonitor(LabWidget):
             line_chart(accuracy, "accuracy", "epoch", ends=(0, self.settings.epochs)))
 
     def static(self) -> Markup: return Markup(self.html)
-
-    def shown(self) -> HTML:
-        "The curves of this moment, to stay: an exported notebook has the widget as it was when it was displayed."
-        return HTML(Markup('<div class="mnist-nb"><style class="mnist-nb-style">{}</style>{}</div>').format(Markup(STYLE), self.static()))
 
 # %% ../nbs/06_widgets.ipynb #af2d6f31
 class RunPicker(LabWidget):

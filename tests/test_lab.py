@@ -206,7 +206,7 @@ browser""")
     expect(page.locator(".count")).to_have_text(f"{len(labels):,} images, 61 to 120")
     name = value_of(page, "browser.slices[1]").strip("'")
     page.locator("[data-name=slice]").select_option(name)
-    until(page, "len(browser.indices) == browser.members[browser.slices[1]].sum()", "True")
+    until(page, "bool(len(browser.indices) == browser.members[browser.slices[1]].sum())", "True")
 
 
 def test_the_printed_recipe_reproduces_the_grid(notebook):

@@ -173,7 +173,7 @@ def test_killed_then_resumed(tmp_path):
     run = tmp_path / "hard"
     words = report_words("hard", tmp_path, epochs=6, train_images=8000)
     process = subprocess.Popen([executable("mnist-report"), *words], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    wait_for(lambda: (run / "checkpoints" / "last_model.pth").exists() and kernels(process))
+    wait_for(lambda: (run / "history.csv").exists() and len(pd.read_csv(run / "history.csv")) >= 2 and kernels(process))
     for kernel in kernels(process): kernel.kill()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output
