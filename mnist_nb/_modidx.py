@@ -524,7 +524,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'mnist_nb.widgets.LabWidget': ('widgets.html#labwidget', 'mnist_nb/widgets.py'),
                                   'mnist_nb.widgets.LabWidget._repr_mimebundle_': ( 'widgets.html#labwidget._repr_mimebundle_',
                                                                                     'mnist_nb/widgets.py'),
-                                  'mnist_nb.widgets.LabWidget.shown': ('widgets.html#labwidget.shown', 'mnist_nb/widgets.py'),
+                                  'mnist_nb.widgets.LabWidget.snapshot': ('widgets.html#labwidget.snapshot', 'mnist_nb/widgets.py'),
                                   'mnist_nb.widgets.LabWidget.static': ('widgets.html#labwidget.static', 'mnist_nb/widgets.py'),
                                   'mnist_nb.widgets.RunPicker': ('widgets.html#runpicker', 'mnist_nb/widgets.py'),
                                   'mnist_nb.widgets.RunPicker.__init__': ('widgets.html#runpicker.__init__', 'mnist_nb/widgets.py'),

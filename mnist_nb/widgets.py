@@ -36,7 +36,7 @@ from .runs import InputError, choose, from_root, read_run
 from .slices import cut_slices
 from .training import StepEnd, StopTraining, fit, load_resumable, pick_device
 
-# %% ../nbs/06_widgets.ipynb #10565460
+# %% ../nbs/06_widgets.ipynb #9565a698
 def script(*names: str) -> str:  # files in static/
     "Modules as one module: what they export to each other is simply there."
     lines = [line for name in names for line in (STATIC / name).read_text(encoding="utf-8").splitlines()]
@@ -54,14 +54,14 @@ class LabWidget(AnyWidget):
         "What a page without Python shows."
         raise NotImplementedError
 
-    def shown(self) -> HTML:
+    def snapshot(self) -> HTML:
         "What it shows at this moment, to stay: a page has the widget as it was when it was displayed."
         return HTML(Markup('<div class="mnist-nb"><style class="mnist-nb-style">{}</style>{}</div>').format(Markup(STYLE), self.static()))
 
     def _repr_mimebundle_(self, **options: Any):
         shown = super()._repr_mimebundle_(**options)
         data, metadata = shown if isinstance(shown, tuple) else (shown or {}, {})
-        return {**data, "text/html": str(self.shown().data)}, metadata
+        return {**data, "text/html": str(self.snapshot().data)}, metadata
 
 # %% ../nbs/06_widgets.ipynb #17d83983
 PEN, BOX = 2.6, 20  # pixels: width of a stroke in MNIST, and side of the box that holds a digit
