@@ -486,10 +486,10 @@ def test_a_file_that_is_no_picture_is_explained(browser, service):
 
 
 def test_a_token_is_asked_for(browser):
-    with serving(MNIST_NB_TOKEN="secret") as process:
+    with serving(MNIST_NB_TOKEN="se+c/ret==") as process:
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{process.port}/")
-        page.fill("#secret", "secret")
+        page.fill("#secret", "se+c/ret==")
         page.click("#token button")
         expect(page.locator("#about")).to_contain_text("test images")
         draw(page, STROKES["7"][0])

@@ -5,12 +5,12 @@ export const place = "Pictures are sent to this service, which keeps none.";
 
 let token = sessionStorage.getItem("token");
 export function useToken(text) {
-  token = text;
-  sessionStorage.setItem("token", text);
+  token = text.replace(/[^!-~]/g, "");  // a header can hold nothing else
+  sessionStorage.setItem("token", token);
 }
 
 async function ask(path, options = {}) {
-  const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${encodeURIComponent(token)}` }) };
+  const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
   const answer = await fetch(path, { ...options, headers }).catch(() => { throw new Error("The service does not answer."); });
   const content = await answer.json().catch(() => ({ detail: `The service answers with status ${answer.status}.` }));
   if (!answer.ok)
