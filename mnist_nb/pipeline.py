@@ -7,11 +7,12 @@ __all__ = ['STAGES', 'FULL_RUN', 'STATIC', 'TEMPLATES', 'ENDS_A_STAGE', 'Stage',
            'declared_parameters', 'coerce', 'check_parameters', 'check_ranges', 'check_run_name', 'check_kernel',
            'module_files', 'file_hashes', 'fingerprint', 'reading_order', 'clean_cell', 'render', 'write_pages',
            'code_colours', 'page_title', 'headline_facts', 'run_lock', 'is_running', 'run_status', 'accuracy_curve',
-           'curve_drawing', 'filter_choices', 'write_index', 'Terminal', 'StageError', 'describe_error', 'run_stage',
-           'mark_failed', 'is_unchanged', 'forget_stage', 'plan_run', 'check_comparison', 'stage_parameters', 'shorten',
-           'resume_command', 'closing_words', 'run_stages', 'empty_folder', 'finish_run', 'run_pipeline']
+           'curve_drawing', 'filter_choices', 'list_grids', 'write_index', 'Terminal', 'StageError', 'describe_error',
+           'run_stage', 'mark_failed', 'is_unchanged', 'forget_stage', 'plan_run', 'check_comparison',
+           'stage_parameters', 'shorten', 'resume_command', 'closing_words', 'run_stages', 'empty_folder', 'finish_run',
+           'execute_run', 'run_pipeline']
 
-# %% ../nbs/08_pipeline.ipynb #504b99dd
+# %% ../nbs/08_pipeline.ipynb #8f4f8d13
 import ast
 import csv
 import fcntl
@@ -23,7 +24,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +85,7 @@ def stage_notebook(stage: str) -> NotebookNode:  # without the cells tagged "les
     notebook.cells = [cell for cell in notebook.cells if "lesson" not in cell.metadata.get("tags", [])]
     return notebook
 
-# %% ../nbs/08_pipeline.ipynb #b7a1397c
+# %% ../nbs/08_pipeline.ipynb #26761fd4
 @dataclass
 class Parameter:
     "A parameter of one or several stages."
@@ -122,9 +123,10 @@ def coerce(name: str,     # of the parameter, for the message
 
 
 def check_parameters(given: dict[str, Any],  # by name; text is converted to the type of the default
+                     declared: dict[str, Parameter] | None = None,  # None: `declared_parameters()`, which reads all stages
                     ) -> dict[str, Any]:      # every parameter of a full run, complete and of the right type
     "The parameters of a run, or an `InputError` that says which one is wrong and what to give."
-    declared = declared_parameters()
+    declared = declared or declared_parameters()
     values = {name: parameter.default for name, parameter in declared.items()}
     for name, value in given.items():
         choose("parameter", name, declared)
@@ -301,7 +303,7 @@ def headline_facts(run: dict[str, Any],  # as in run.json, at whatever stage
     if "created" in run: facts.append(("run", run["created"][:10], f"seed {run.get('seed', '')}, recipe {run.get('recipe', 'default')}"))
     return facts
 
-# %% ../nbs/08_pipeline.ipynb #2daefede
+# %% ../nbs/08_pipeline.ipynb #7bc96c69
 @contextmanager
 def run_lock(run_path: Path,       # run folder, made if need be
             ) -> Iterator[None]:
@@ -360,9 +362,22 @@ def filter_choices(runs: list[dict[str, Any]],  # each with "filterable": parame
     return {name: sorted(own) for name, own in values.items() if 1 < len(own) <= 20}
 
 
+def list_grids(reports: Path) -> list[dict[str, str]]:  # grid, words
+    "The grids beside the runs."
+    grids = []
+    for path in sorted(reports.glob("*/grid.json")):
+        try: statuses = [run["status"] for run in json.loads(path.read_text(encoding="utf-8"))["runs"]]
+        except (ValueError, KeyError): continue
+        grids.append({"grid": path.parent.name, "words": f"{statuses.count('done')} of {len(statuses)} runs done"})
+    return grids
+
+
 def write_index(reports: Path,  # folder of the run folders
                ) -> Path:       # of the page
-    "Writes `index.html`: every run, newest first, sortable, with links."
+    "Writes `index.html`: every run, newest first, sortable, with links. In a grid's folder, that is the grid's page."
+    if (reports / "grid.json").exists():
+        from mnist_nb.leaderboard import write_grid_page
+        return write_grid_page(reports)
     runs = []
     for path in sorted(reports.glob("*/run.json")):
         try: run = read_run(path.parent)
@@ -378,7 +393,8 @@ def write_index(reports: Path,  # folder of the run folders
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     with atomic_write(reports / "index.html") as temporary:
         template = templates.get_template("report/all_runs.html.j2")
-        temporary.write_text(template.render(runs=runs, filters=filter_choices(runs), curve_drawing=curve_drawing), encoding="utf-8")
+        temporary.write_text(template.render(runs=runs, filters=filter_choices(runs), curve_drawing=curve_drawing,
+                                             grids=list_grids(reports)), encoding="utf-8")
     return reports / "index.html"
 
 # %% ../nbs/08_pipeline.ipynb #983a8e17
@@ -579,7 +595,7 @@ def closing_words(run: dict[str, Any],  # run.json at the end
             f"all in {seconds:.0f} s\n"
             f"  open {shorten(run_path / '03_error_analysis.html')}\n  all  {shorten(run_path.parent / 'index.html')}")
 
-# %% ../nbs/08_pipeline.ipynb #7ca28d94
+# %% ../nbs/08_pipeline.ipynb #fffb81ce
 def run_stages(run: dict[str, Any],        # run.json as it is at the start
                run_path: Path,             # run folder
                cell_timeout: int | None,    # seconds a cell may take
@@ -624,6 +640,28 @@ def finish_run(run_path: Path,              # run folder
     else: update_run(run_path, status="done", finished=now(), seconds=round(sum(entry["seconds"] for entry in stages.values()), 1))
 
 
+def execute_run(run: dict[str, Any],       # from `plan_run`
+                run_path: Path,            # run folder
+                resume: bool,              # as it was planned
+                cell_timeout: int | None,   # seconds a cell may take; None for no limit
+                terminal: Terminal,
+                on_start: Callable[[], Any] = lambda: None,  # called when the record is there
+               ) -> dict[str, Any]:        # run.json at the end
+    "Does what was planned, and enters how it ended. Raises what is no stage's failure, such as an interruption. Hold the `run_lock`."
+    write_json(run_path / "run.json", run)
+    try:
+        if not resume: empty_folder(run_path)
+        for leftover in run_path.rglob(".*.tmp.*"): leftover.unlink()  # of a process that was killed
+        on_start()
+        run_stages(run, run_path, cell_timeout, terminal)
+    except BaseException as error:
+        finish_run(run_path, error)
+        if not isinstance(error, ENDS_A_STAGE): raise  # Ctrl-C, and our own mistakes, go on to whoever called
+    else: finish_run(run_path, None)
+    finally: write_pages(run_path)  # once more: now it is known which pages there are
+    return read_run(run_path)
+
+
 def run_pipeline(name: str = "improved",              # of the run
                  given: dict[str, Any] | None = None,  # parameters that differ from a full run's
                  kernel: str | None = None,            # Jupyter's name of it; None: python3
@@ -643,19 +681,6 @@ def run_pipeline(name: str = "improved",              # of the run
     if not resume and (before := read_run(run_path)): terminal.say(f"  replaces the run of {before['created']}")
     try:
         with run_lock(run_path):
-            write_json(run_path / "run.json", run)
-            try:
-                if not resume: empty_folder(run_path)
-                for leftover in run_path.rglob(".*.tmp.*"): leftover.unlink()  # of a process that was killed
-                write_index(reports)
-                run_stages(run, run_path, cell_timeout, terminal)
-            except BaseException as error:
-                finish_run(run_path, error)
-                if not isinstance(error, ENDS_A_STAGE): raise  # Ctrl-C, and our own mistakes, go on to whoever called
-            else: finish_run(run_path, None)
-            finally:
-                run = read_run(run_path)
-                terminal.say(closing_words(run, run_path, time.perf_counter() - start))
-                write_pages(run_path)  # once more: now it is known which pages there are
+            try: return execute_run(run, run_path, resume, cell_timeout, terminal, on_start=lambda: write_index(reports))
+            finally: terminal.say(closing_words(read_run(run_path), run_path, time.perf_counter() - start))
     finally: write_index(reports)
-    return run

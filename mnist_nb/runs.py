@@ -114,7 +114,7 @@ def find_run(name: str,             # of a run in `reports`, or a path; a relati
     if not names: raise InputError(f"there is no run {name!r}, nor any other in {reports}: make one with `mnist-report`.")
     raise InputError(f"{choose('run', name, names)} has no run.json.")
 
-# %% ../nbs/10_runs.ipynb #55354637
+# %% ../nbs/10_runs.ipynb #629c7991
 def now() -> str:
     "The time in UTC, ISO 8601, to the second."
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -136,7 +136,8 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError: return None
     return {"git_commit": git_commit() if project_root() else None,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in ["mnist_nb", *sorted(required)]}},
-            "machine": {"system": platform.platform(terse=True), "processor": platform.machine(), "cores": available_cores()}}
+            "machine": {"system": platform.platform(terse=True), "processor": platform.machine(), "cores": available_cores(),
+                        "threads": compute_threads()}}
 
 
 def available_cores() -> int:

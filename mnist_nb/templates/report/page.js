@@ -3,7 +3,7 @@
 
 const text = cell => cell.innerText.trim();
 const value = cell => cell.dataset.value ?? text(cell);
-const number = words => (words === "" ? NaN : Number(words.replace(/[,%+]/g, "")));
+const number = words => (words === "" ? NaN : Number(words.replace(/ ±.*|[,%+]/g, "")));
 
 function compare(a, b) {
   const [x, y] = [number(a), number(b)];

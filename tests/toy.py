@@ -1,0 +1,70 @@
+"""A checkout of the project whose stages take seconds: real package, real commands, toy notebooks."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+from conftest import ROOT
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from mnist_nb.pipeline import STAGES
+
+# A toy training sleeps weight_decay seconds an epoch and is as accurate as dropout says; learning_rate 666 breaks it.
+TRAINING = """
+import csv, os, time
+os.makedirs(f"{run_dir}/checkpoints", exist_ok=True)
+accuracy = round(0.8 + 0.1 * dropout + 0.001 * seed, 4)
+rows = []
+for epoch in range(1, epochs + 1):
+    time.sleep(weight_decay)
+    if learning_rate == 666: raise ArithmeticError("the number of the beast")
+    rows.append({"epoch": epoch, "valid_accuracy": accuracy})
+    with open(f"{run_dir}/history.tmp", "w", newline="") as file:
+        table = csv.DictWriter(file, ["epoch", "valid_accuracy"])
+        table.writeheader()
+        table.writerows(rows)
+    os.replace(f"{run_dir}/history.tmp", f"{run_dir}/history.csv")
+    print(f"epoch {epoch}/{epochs}", flush=True)
+for name in ("best_model", "last_model"):
+    with open(f"{run_dir}/checkpoints/{name}.pth", "w") as file: file.write(f"{arch} {seed} {accuracy}")
+metrics = {"valid_accuracy": accuracy, "best_epoch": epochs, "epochs": epochs, "training_seconds": 1.0, "images_per_second": 1000}
+"""
+ANALYSIS = """
+import json
+import numpy as np
+labels = np.arange(100) % 10
+logits = np.eye(10, dtype=np.float32)[labels]
+wrong = 20 - int(float(open(f"{run_dir}/checkpoints/best_model.pth").read().split()[-1]) * 20)
+logits[:wrong] = np.roll(logits[:wrong], 1, axis=1)
+np.savez(f"{run_dir}/predictions.npz", labels=labels, logits=logits)
+for name in ("metrics.json", "per_class.csv", "confusion_matrix.csv", "confusion_matrix.png"): open(f"{run_dir}/{name}", "w").write("{}")
+metrics = {"test_accuracy": 1 - wrong / 100, "test_accuracy_interval": [0.5, 1.0], "test_errors": wrong, "test_images": 100,
+           "test_macro_f1": 0.9}
+"""
+EXPORT = """
+for name in ("model.onnx", "model.int8.onnx", "model.pt2", "export.json"): open(f"{run_dir}/{name}", "w").write("weights")
+metrics = {"onnx_bytes": 7, "int8_bytes": 7, "int8_accuracy": 0.9, "model_bytes": 7}
+"""
+CODE = {"00_data": "metrics = {}", "01_models": "metrics = {'model_parameters': 3}", "02_training": TRAINING,
+        "03_error_analysis": ANALYSIS, "04_export": EXPORT}
+
+
+def toy_checkout(folder: Path) -> Path:
+    "Makes the checkout: the parameters of the stages are the real ones, so that the real checks apply."
+    shutil.copytree(ROOT / "mnist_nb", folder / "mnist_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "settings.ini", folder)
+    (folder / "nbs").mkdir()
+    for stage in STAGES:
+        real = nbformat.read(ROOT / "nbs" / f"{stage}.ipynb", as_version=4)
+        parameters = next(cell for cell in real.cells if "parameters" in cell.metadata.get("tags", []))
+        code = "from mnist_nb.runs import update_run" + "\n" + CODE[stage].strip() + "\nupdate_run(run_dir, device='cpu', metrics=metrics)"
+        cells = [new_markdown_cell("# Toy\n\n> A toy"), new_markdown_cell("# The run"),
+                 new_code_cell(parameters.source, metadata={"tags": ["parameters"]}), new_code_cell(code)]
+        nbformat.write(new_notebook(cells=cells, metadata=real.metadata), folder / "nbs" / f"{stage}.ipynb")
+    return folder
+
+
+def grid_words(folder: Path, *words: str) -> list[str]:
+    "The command `mnist-grid` of the checkout in `folder`, to be started there."
+    return [sys.executable, "-c", "import sys; from mnist_nb import cli; sys.exit(cli.grid())", *map(str, words)]
