@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['STOPS', 'Reporter', 'work', 'end_process', 'supervise', 'pack', 'unpack_run', 'Bundle', 'pack_project', 'stop_runs',
            'run_job', 'open_cluster', 'Batch', 'Halving', 'parameter_space', 'count_statuses', 'headline', 'progress',
-           'GridView', 'table_of', 'share_of', 'prepare_grid', 'dashboard', 'default_jobs', 'run_grid', 'closing_words']
+           'GridView', 'table_of', 'share_of', 'prepare_grid', 'dashboard', 'default_jobs', 'run_grid', 'collect_grid',
+           'closing_words']
 
-# %% ../nbs/17_batch.ipynb #0c06a2c6
+# %% ../nbs/17_batch.ipynb #308df5c2
 import hashlib
 import io
 import json
@@ -35,12 +36,12 @@ import psutil
 from distributed import Client, Future, KilledWorker, LocalCluster, WorkerPlugin, get_worker
 from distributed.comm import get_address_host
 
-from .grids import GridSpec, believe_folders, complete, in_words, plan_grid, read_grid, varying, write_grid
+from .grids import GridSpec, believe_folders, complete, grid_status, in_words, plan_grid, read_grid, varying, write_grid
 from .pipeline import (STAGES, Terminal, accuracy_curve, declared_parameters, execute_run, file_hashes, is_running,
                                notebook_path, page_title, plan_run, run_lock, shorten, write_index)
 from .runs import InputError, available_cores, environment, from_root, now, project_root, read_run, require_writable, update_run
 
-# %% ../nbs/17_batch.ipynb #d99128b2
+# %% ../nbs/17_batch.ipynb #738cdf17
 class Reporter(Terminal):
     "Tells a program, instead of a person, how a run goes."
     def __init__(self, run_path: Path, stream: TextIO):
@@ -67,7 +68,11 @@ def work() -> None:
     threading.Thread(target=watch, daemon=True).start()
     run_path = Path(job["reports"]) / job["plan"]["run"]
     plan = {**job["plan"], **environment(), "git_commit": job["plan"]["git_commit"]}  # versions and machine of here, code of there
-    with run_lock(run_path): execute_run(plan, run_path, job["resume"], job["cell_timeout"], Reporter(run_path, events))
+    try:
+        with run_lock(run_path): execute_run(plan, run_path, job["resume"], job["cell_timeout"], Reporter(run_path, events))
+    except KeyboardInterrupt:
+        update_run(run_path, outcome="waiting")
+        raise
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     print(json.dumps({"cpu_seconds": round(sum(own.ru_utime + own.ru_stime for own in usage), 1)}), file=events, flush=True)
 
@@ -121,7 +126,8 @@ def supervise(job: dict[str, Any],               # for `work`; with "threads" an
         errors.seek(0)
         last = (errors.read().decode(errors="replace").strip().splitlines() or [f"its process ended with {process.returncode}"])[-1]
     status, reason = ("done", None) if run.get("status") == "done" else ended or ("failed", run.get("error") or last)
-    if status != "done" and run: update_run(run_path, status="failed", finished=now(), error=reason)
+    if status == "done": update_run(run_path, cpu_seconds=outcome["cpu_seconds"])
+    elif run: update_run(run_path, status="failed", finished=now(), error=reason, outcome=status)
     return {**outcome, "status": status, "reason": reason, "seconds": round(time.perf_counter() - start, 1)}
 
 # %% ../nbs/17_batch.ipynb #edc972c2
@@ -169,7 +175,7 @@ def pack_project() -> bytes:
     notebooks = [f"nbs/{notebook_path(stage).name}" for stage in STAGES]
     return pack(project_root(), ("settings.ini", "mnist_nb/**/*", "data/mnist/*.gz", *notebooks))
 
-# %% ../nbs/17_batch.ipynb #cdf4cad3
+# %% ../nbs/17_batch.ipynb #f1b8fe8d
 STOPS: dict[str, tuple[str, str]] = {}  # status and reason by task, of the runs on this worker that are to end
 
 
@@ -189,14 +195,15 @@ def run_job(job: dict[str, Any],  # see `Batch.submit`
         task = worker.state.tasks.get(key)
         if task is None or task.state != "executing": return "waiting", "interrupted"
     beside = job["beside"].get(get_address_host(worker.address), 0) or worker.state.nthreads  # runs at a time on this machine
-    job = {**job, "threads": job["threads"] or max(1, available_cores() // beside)}
-    tell({"started": worker.address, "threads": job["threads"]})
+    threads = job["threads"] or max(1, available_cores() // beside)
+    job = {**job, "threads": threads}
+    tell({"started": worker.address})
     try:
-        if job["reports"]: return supervise(job, project_root(), tell, ending)
+        if job["reports"]: return {**supervise(job, project_root(), tell, ending), "threads": threads}
         with tempfile.TemporaryDirectory(prefix="mnist_nb-", dir=worker.local_directory) as reports:
             outcome = supervise({**job, "reports": reports}, bundle.folder, tell, ending)
             content = pack(Path(reports) / job["plan"]["run"])
-            return {**outcome, "archive": content, "sha256": hashlib.sha256(content).hexdigest()}
+            return {**outcome, "threads": threads, "archive": content, "sha256": hashlib.sha256(content).hexdigest()}
     finally: STOPS.pop(key, None)
 
 
@@ -218,7 +225,7 @@ def open_cluster(scheduler: str | None,  # address, such as tcp://host:8786; Non
                          "or correct the address.") from None
     with client: yield client
 
-# %% ../nbs/17_batch.ipynb #e473ff1a
+# %% ../nbs/17_batch.ipynb #d1cb886f
 class Batch:
     "A grid at work."
     def __init__(self, client: Client,
@@ -262,8 +269,10 @@ class Batch:
             self.beside[host] = max(self.beside.get(host, 0), there)
         resume = not self.bundle and "stages" in read_run(folder)
         given = complete(run["parameters"], self.spec["recipe"], declared_parameters())
-        plan = {**plan_run(run["run"], given, self.spec["kernel"], resume, self.grid_path), "recipe": self.spec["recipe"]}
-        job = {"plan": plan, "resume": resume, "reports": "" if self.bundle else str(self.grid_path), "bundle": self.bundle,
+        try: plan = plan_run(run["run"], given, self.spec["kernel"], resume, self.grid_path)
+        except InputError as error: return self.end(run, "failed", str(error))  # such as another process at work in its folder
+        job = {"plan": {**plan, "recipe": self.spec["recipe"]}, "resume": resume,
+               "reports": "" if self.bundle else str(self.grid_path), "bundle": self.bundle,
                "topic": self.topic, "beside": self.beside, "threads": self.threads,
                **{name: self.spec[name] for name in ("cell_timeout", "run_timeout")}}
         key = f"{run['run']}-{self.number}-{begun}"
@@ -282,7 +291,6 @@ class Batch:
         news.update(event)
         if "started" in event:
             run["workers"].append(event["started"])
-            run["threads"] = event["threads"]
             if len(run["workers"]) > 2:
                 del self.pending[event["key"]]
                 future.cancel()
@@ -299,24 +307,28 @@ class Batch:
         if future.status == "finished":
             try: outcome = future.result()
             except Exception as error: return self.end(run, "failed", f"its result was lost: {error}")
-            run |= {name: outcome[name] for name in ("seconds", "cpu_seconds")}
+            run |= {name: outcome[name] for name in ("seconds", "cpu_seconds", "threads")}
             if "archive" in outcome and outcome["status"] != "waiting":
                 try: unpack_run(outcome["archive"], outcome["sha256"], self.grid_path / run["run"])
                 except (OSError, ValueError) as error: return self.end(run, "failed", f"what came back is not whole: {error}")
             return self.end(run, outcome["status"], outcome["reason"])
         error = future.exception() if future.status == "error" else None
         if isinstance(error, KilledWorker) and len(run["workers"]) < 2: return self.submit(run, begun=1)
-        self.end(run, "failed", self.died(run) if isinstance(error, KilledWorker) else f"{type(error).__name__}: {error}" if error
-                 else "the connection to the scheduler was lost")
+        if error is None: self.end(run, "waiting", "the connection to the scheduler was lost")
+        else: self.end(run, "failed", self.died(run) if isinstance(error, KilledWorker) else f"{type(error).__name__}: {error}")
 
     def end(self, run: dict[str, Any], status: str, reason: str | None) -> None:
         "Enters the end of a run."
         run |= {"status": status, "reason": reason}
         self.finished += 1
-        if self.halving: self.halving.end(run, self.news[run["run"]].get("valid_accuracy"))
+        if self.halving: self.halving.end(run, self.news.get(run["run"], {}).get("valid_accuracy"))
+
+    @property
+    def connected(self) -> bool: return self.client.status == "running"
 
     def stop(self, stops: dict[str, tuple[str, str]]) -> None:
         "Ends runs, wherever they are."
+        if not stops or not self.connected: return
         try: self.client.run(stop_runs, stops, on_error="ignore")
         except (OSError, TimeoutError): pass  # who cannot be reached has lost us, too, and ends by itself
 
@@ -334,10 +346,10 @@ class Batch:
         write_grid(self.grid_path, self.record)
         try:
             while self.waiting or self.pending:
-                if self.client.status != "running" and not self.pending: raise InputError("the connection to the scheduler was lost: "
-                                                                                          "go on with --resume once it is back.")
-                while self.waiting and len(self.pending) < self.slots(): self.submit(self.waiting.pop(0))
+                while self.connected and self.waiting and len(self.pending) < self.slots(): self.submit(self.waiting.pop(0))
                 self.step()
+                if not self.connected and not self.pending:
+                    raise InputError("the connection to the scheduler was lost: go on with --resume once it is back.")
                 if not keep_going and any(run["status"] == "failed" for run in self.record["runs"]): break
         finally: self.close()
 
@@ -346,13 +358,14 @@ class Batch:
         self.stop({key: ("waiting", "interrupted") for key in self.pending})
         deadline = time.perf_counter() + 5
         while self.pending and time.perf_counter() < deadline: self.step()
-        self.client.cancel([future for future, _ in self.pending.values()])
         for _, run in self.pending.values(): self.end(run, "waiting", "interrupted")
-        self.client.unsubscribe_topic(self.topic)
-        if self.bundle: self.client.unregister_worker_plugin(self.bundle)
+        if self.connected:
+            self.client.cancel([future for future, _ in self.pending.values()])
+            self.client.unsubscribe_topic(self.topic)
+            if self.bundle: self.client.unregister_worker_plugin(self.bundle)
         write_grid(self.grid_path, self.record)
 
-# %% ../nbs/17_batch.ipynb #7c95e2ec
+# %% ../nbs/17_batch.ipynb #5a193a39
 class Halving:
     "Which runs are hopeless."
     factor = 3  # one in so many goes on, after each of 1, factor, factor squared ... epochs
@@ -389,9 +402,10 @@ class Halving:
 
     def end(self, run: dict[str, Any], valid_accuracy: float | None) -> None:
         "Enters how a run ended."
-        states = self.optuna.trial.TrialState
+        trial, states = self.trials.pop(run["run"], None), self.optuna.trial.TrialState
+        if trial is None: return  # it never began
         state = {"done": states.COMPLETE, "stopped": states.PRUNED}.get(run["status"], states.FAIL)
-        self.study.tell(self.trials[run["run"]], valid_accuracy if state == states.COMPLETE else None, state=state)
+        self.study.tell(trial, valid_accuracy if state == states.COMPLETE else None, state=state)
 
 
 def parameter_space(optuna: Any,          # the module, which takes a second to import
@@ -404,7 +418,7 @@ def parameter_space(optuna: Any,          # the module, which takes a second to 
     kind = "FloatDistribution" if any(isinstance(value, float) for value in values) else "IntDistribution"
     return getattr(optuna.distributions, kind)(low, high, log=low > 0 and high / low >= 20)
 
-# %% ../nbs/17_batch.ipynb #076c6589
+# %% ../nbs/17_batch.ipynb #8cbbd6ae
 def count_statuses(record: dict[str, Any]) -> str:  # of grid.json
     "How many runs are where."
     statuses = [run["status"] for run in record["runs"]]
@@ -461,7 +475,7 @@ class GridView:
             if run["run"] in batch.news and run["status"] in ("done", "failed", "stopped") and run["run"] not in self.ended:
                 self.ended.add(run["run"])
                 self.say(self.line(run, batch))
-        if time.perf_counter() - self.updated < 0.25: return
+        if batch.pending and time.perf_counter() - self.updated < 0.25: return
         self.updated, rows = time.perf_counter(), progress(batch)
         words = headline(batch) if batch.workers else f"{headline(batch)}; waiting for workers to join the scheduler"
         if self.handle: self.handle.update(table_of(words, self.columns, rows))
@@ -471,7 +485,8 @@ class GridView:
         self.live.update(Group(table, words), refresh=True)
 
     def say(self, text: str) -> None:
-        if self.handle is None: self.console.print(text, markup=False, soft_wrap=True)
+        if self.handle: print(text)
+        else: self.console.print(text, markup=False, soft_wrap=True)
 
     def line(self, run: dict[str, Any], batch: Batch) -> str:
         "A run that ended."
@@ -488,7 +503,7 @@ def table_of(words: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) 
     body = Markup("").join(Markup("<tr>{}</tr>").format(cells("td", row)) for row in rows)
     return HTML(Markup("<p>{}</p><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(words, cells("th", columns), body))
 
-# %% ../nbs/17_batch.ipynb #caae9a1d
+# %% ../nbs/17_batch.ipynb #f7eb4887
 def share_of(runs: list[Any],
              part: tuple[int, int] | None,  # which of how many, such as (2, 4); None: all
             ) -> list[Any]:
@@ -513,7 +528,7 @@ def prepare_grid(spec: GridSpec,
     if not before and grid_path.exists() and any(path.name != ".lock" for path in grid_path.iterdir()):
         raise InputError(f"{grid_path} holds files of something other than a grid: move it away, or give another --name.")
     if is_running(grid_path): raise InputError(f"grid {name!r} is running now: wait for it, or give another --name.")
-    return believe_folders(plan_grid(spec, before), grid_path)
+    return plan_grid(spec, before and believe_folders(before, grid_path))
 
 
 def dashboard(client: Client, scheduler: str | None) -> str:
@@ -572,14 +587,29 @@ def run_grid(spec: GridSpec,
             record["status"] = "interrupted"
             raise
         finally:
-            if record["status"] == "running":
-                statuses = {run["status"] for run in record["runs"]}
-                record["status"] = next((status for status in ("failed", "waiting") if status in statuses), "done")
+            if record["status"] == "running": record["status"] = grid_status(record)
             record["sessions"] = [*record.get("sessions", []), {"finished": now(), "jobs": jobs, "scheduler": scheduler, "runs": len(todo),
                                                                 "seconds": round(time.perf_counter() - start, 1)}]
             write_grid(grid_path, record)
             write_grid_page(grid_path)
             write_index(reports)
+    view.say(closing_words(record, grid_path))
+    return record
+
+
+def collect_grid(name: str,
+                 reports: Path,       # folder of the grid's folder
+                ) -> dict[str, Any]:  # grid.json as it is now
+    "Writes record and page of a grid whose runs were put together from several places, and runs nothing."
+    from mnist_nb.leaderboard import write_grid_page
+    grid_path = reports / name
+    if not (before := read_grid(grid_path)): raise InputError(f"there is no grid {name!r} in {reports}.")
+    with run_lock(grid_path):
+        record = believe_folders(before, grid_path)
+        record["status"] = grid_status(record)
+        write_grid(grid_path, record)
+    write_grid_page(grid_path)
+    write_index(reports)
     return record
 
 

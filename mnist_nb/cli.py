@@ -327,7 +327,7 @@ def report(words: Sequence[str] | None = None) -> int:  # command line; None tak
         run = run_pipeline(options.run, given, options.kernel, options.resume, options.cell_timeout, options.reports, options.recipe)
     return 0 if run["status"] == "done" else 1
 
-# %% ../nbs/09_cli.ipynb #5fe3a730
+# %% ../nbs/09_cli.ipynb #f3939d44
 def grid(words: Sequence[str] | None = None) -> int:  # command line; None takes the process's own
     "Command `mnist-grid`: many runs, and the page that compares them."
     parser = new_parser("Do many runs that differ in some parameters, several at a time, here or on the workers of a Dask scheduler, "
@@ -346,6 +346,7 @@ def grid(words: Sequence[str] | None = None) -> int:  # command line; None takes
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of Dask, such as tcp://host:8786 (default: this machine by itself)")
     parser.add_argument("--resume", action="store_true", help="go on with the grid of this name: do what is waiting or failed")
     parser.add_argument("--dry_run", action="store_true", help="print the runs and an estimate of the time, and stop")
+    parser.add_argument("--page", action="store_true", help="write the page of what is there, and stop")
     parser.add_argument("--keep_going", action=argparse.BooleanOptionalAction, default=True,
                         help="when a run fails, do the others (default)")
     parser.add_argument("--run_timeout", type=int, metavar="SECONDS", help="longest time a run may take (default: no limit)")
@@ -365,14 +366,18 @@ def grid(words: Sequence[str] | None = None) -> int:  # command line; None takes
         name = options.name or "grid"
         if options.file: spec = grids.read_spec(options.file, **given)
         elif "param" in given: spec = grids.GridSpec(**{"name": name, **given})
-        elif options.resume and (before := grids.read_grid(reports / name)): spec = grids.GridSpec(**{**before["spec"], **given})
-        elif options.resume: raise InputError(f"there is no grid {name!r} in {reports} to resume: say which with --name.")
+        elif (options.resume or options.page) and (before := grids.read_grid(reports / name)):
+            spec = grids.GridSpec(**{**before["spec"], **given})
+        elif options.resume or options.page: raise InputError(f"there is no grid {name!r} in {reports}: say which with --name.")
         else: raise InputError("say what to run: a file, or values such as --param arch=base,cnn --param seed=0:3")
+        if options.page:
+            record = batch.collect_grid(spec.name, reports)
+            print(batch.closing_words(record, reports / spec.name))
+            return 1 if any(run["status"] == "failed" for run in record["runs"]) else 0
         if options.dry_run:
             record = batch.prepare_grid(spec, options.resume, reports)
             print(grids.describe_grid(record, grids.past_runs(reports), options.jobs or batch.default_jobs()))
             return 0
         record = batch.run_grid(spec, options.jobs, options.scheduler, options.resume, options.keep_going, options.threads,
                                 part and tuple(map(int, part.groups())), reports)
-        print(batch.closing_words(record, reports / spec.name))
     return 1 if any(run["status"] == "failed" for run in record["runs"]) else 0

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Interval', 'parse_piece', 'parse_values', 'GridSpec', 'read_spec', 'draw_settings', 'expand', 'varying', 'name_runs',
-           'complete', 'plan_grid', 'read_grid', 'write_grid', 'believe_folders', 'past_runs', 'estimate_seconds',
-           'in_words', 'describe_grid']
+           'complete', 'plan_grid', 'grid_status', 'read_grid', 'write_grid', 'believe_folders', 'past_runs',
+           'estimate_seconds', 'in_words', 'describe_grid']
 
 # %% ../nbs/16_grids.ipynb #2fbc5a59
 import hashlib
@@ -86,7 +86,7 @@ def parse_values(parameter: Parameter,
         raise InputError(f"parameter {name}: {twice[0]} is given twice.")
     return found
 
-# %% ../nbs/16_grids.ipynb #aa81dfb6
+# %% ../nbs/16_grids.ipynb #dfbc4950
 @dataclass(frozen=True)
 class GridSpec:
     "What a grid is made of."
@@ -109,6 +109,8 @@ class GridSpec:
             if value is not None and (type(value) is not int or value < 1): raise InputError(f"{name}={value}: give 1 or more.")
         if type(self.seed) is not int or self.seed < 0: raise InputError(f"seed={self.seed}: give 0 or more.")
         if not isinstance(self.param, dict): raise InputError(f"param={self.param!r}: give the values by parameter, such as {{seed: 0:3}}.")
+        plain = {name: list(given) if isinstance(given, (range, tuple)) else given for name, given in self.param.items()}
+        object.__setattr__(self, "param", plain)  # as JSON keeps it
 
     @property
     def axes(self) -> dict[str, list[Any] | Interval]:
@@ -184,7 +186,7 @@ def name_runs(runs: list[dict[str, Any]]) -> list[str]:
         return text if len(text) <= 100 else "run-" + hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12]
     return [name(run) for run in runs]
 
-# %% ../nbs/16_grids.ipynb #482627e7
+# %% ../nbs/16_grids.ipynb #0832e616
 def complete(given: dict[str, Any],  # parameters of a run
              recipe: str,
              declared: dict[str, Parameter],
@@ -217,6 +219,12 @@ def plan_grid(spec: GridSpec,
     return {"grid": spec.name, "created": now(), **before, "status": "running", "spec": asdict(spec), "runs": runs}
 
 
+def grid_status(record: dict[str, Any]) -> str:  # done, failed or waiting
+    "What became of a grid on which nobody works."
+    statuses = {run["status"] for run in record["runs"]}
+    return next((status for status in ("failed", "waiting") if status in statuses), "done")
+
+
 def read_grid(grid_path: Path) -> dict[str, Any]:  # empty when there is none
     "What `grid.json` says of a grid."
     path = grid_path / "grid.json"
@@ -239,14 +247,17 @@ def believe_folders(record: dict[str, Any],  # grid.json
     for run in record["runs"]:
         found = read_run(grid_path / run["run"])
         same = found.get("parameters") == complete(run["parameters"], record["spec"]["recipe"], declared)
-        if same and found.get("status") == "done": run = {**run, "status": "done", "reason": None}
-        elif run["status"] == "done": run = {**run, "status": "waiting"}
-        elif same and found.get("status") == "failed" and run["status"] == "waiting" and found.get("error") != "interrupted":
-            run = {**run, "reason": found["error"]}
+        if same and found["status"] == "done":
+            threads = found.get("machine", {}).get("threads")
+            measured = {"seconds": found.get("seconds"), "cpu_seconds": found.get("cpu_seconds"), "threads": threads}
+            run = {**measured, **run, "status": "done", "reason": None}
+        elif same and found["status"] == "failed" and run["status"] == "waiting":
+            run = {**run, "status": found.get("outcome", "failed"), "reason": found["error"]}
+        elif run["status"] in ("done", "running"): run = {**run, "status": "waiting"}
         runs.append(run)
     return {**record, "runs": runs}
 
-# %% ../nbs/16_grids.ipynb #d0014f35
+# %% ../nbs/16_grids.ipynb #5e633e04
 def past_runs(reports: Path) -> list[dict[str, Any]]:  # run.json of each
     "The runs that are done, alone or in grids, in the folder of the run folders."
     runs = [read_run(path.parent) for pattern in ("*/run.json", "*/*/run.json") for path in sorted(reports.glob(pattern))]
@@ -266,10 +277,9 @@ def estimate_seconds(parameters: dict[str, Any],   # complete, of the run
 
 def in_words(seconds: float) -> str:
     "A time as people say it: the two largest units."
-    if seconds < 59.5: return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60: return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes: return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def describe_grid(record: dict[str, Any],       # grid.json

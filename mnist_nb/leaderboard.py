@@ -7,7 +7,7 @@ __all__ = ['RUN', 'METRICS', 'LEVELS', 'load_runs', 'parameter_columns', 'rank_s
            'describe_settings', 'right_or_wrong', 'mean_interval', 'strip_chart', 'parameter_importance',
            'repeat_command', 'describe_best', 'write_grid_page']
 
-# %% ../nbs/18_leaderboard.ipynb #4aad4fc2
+# %% ../nbs/18_leaderboard.ipynb #28204a49
 import math
 import shlex
 from pathlib import Path
@@ -21,7 +21,7 @@ from scipy import stats
 
 from .batch import parameter_space
 from .display import STATIC, Column, html_table
-from .grids import complete, in_words, read_grid, varying
+from .grids import believe_folders, complete, in_words, read_grid, varying
 from .metrics import load_predictions, wilson_interval
 from .pipeline import TEMPLATES, declared_parameters, filter_choices, run_status
 from .runs import InputError, atomic_write, read_run
@@ -194,7 +194,7 @@ def parameter_importance(frame: pd.DataFrame,  # from `load_runs`
     found = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return dict(sorted(((name, float(share)) for name, share in found.items()), key=lambda item: -item[1]))
 
-# %% ../nbs/18_leaderboard.ipynb #882a6804
+# %% ../nbs/18_leaderboard.ipynb #aa6114b0
 def repeat_command(record: dict[str, Any]) -> str:
     "The command that makes the same grid again."
     spec, words = record["spec"], ["mnist-grid", "--name", record["grid"]]
@@ -241,7 +241,8 @@ def describe_best(grid_path: Path,
 def write_grid_page(grid_path: Path) -> Path:  # of the page
     "Writes the page of a grid, `index.html` in its folder."
     record = read_grid(grid_path)
-    if record["status"] == "running": record["status"] = run_status(grid_path, record)
+    record["status"] = run_status(grid_path, record)
+    if record["status"] != "running": record = believe_folders(record, grid_path)
     frame = load_runs(grid_path, record)
     names, ranked, done = parameter_columns(frame), rank_settings(frame), frame[frame.status == "done"]
     charts = [name for name in names if done[name].nunique() > 1]

@@ -12,9 +12,10 @@ import onnxruntime
 import pandas as pd
 import psutil
 import pytest
-from conftest import ROOT, SMALL, command, executable, report_words
+from conftest import ROOT, SMALL, command, report_words
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from toy import toy_checkout, toy_env, toy_words
 
 from mnist_nb import cli
 from mnist_nb.data import load_digits
@@ -169,10 +170,10 @@ def wait_for(condition, seconds: float = 120.0):
 
 
 def test_killed_then_resumed(tmp_path):
-    "A killed kernel in the training stage; then the run is finished from where it was."
-    run = tmp_path / "hard"
-    words = report_words("hard", tmp_path, epochs=6, train_images=8000)
-    process = subprocess.Popen([executable("mnist-report"), *words], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    "A killed kernel in the real training stage; then the run is finished from where it was. The other stages are toys."
+    run, checkout = tmp_path / "hard", toy_checkout(tmp_path / "checkout", real=("02_training",))
+    options = {"cwd": checkout, "env": toy_env(checkout), "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(toy_words("report", *report_words("hard", tmp_path, epochs=6, train_images=8000)), **options)
     wait_for(lambda: (run / "history.csv").exists() and len(pd.read_csv(run / "history.csv")) >= 2 and kernels(process))
     for kernel in kernels(process): kernel.kill()
     output, _ = process.communicate(timeout=120)
@@ -184,8 +185,8 @@ def test_killed_then_resumed(tmp_path):
     assert "failed" in (tmp_path / "index.html").read_text()
     before = read(run / "run.json")["stages"]
 
-    result = command("mnist-report", "--run", "hard", "--reports", tmp_path, "--resume")
-    assert result.returncode == 0, result.stdout + result.stderr
+    result = subprocess.run(toy_words("report", "--run", "hard", "--reports", tmp_path, "--resume"), **options)
+    assert result.returncode == 0, result.stdout
     after = read(run / "run.json")
     assert after["status"] == "done" and after["error"] is None and status(run) == dict.fromkeys(STAGES, "done")
     assert all(after["stages"][stage] == before[stage] for stage in ("00_data", "01_models"))

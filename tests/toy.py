@@ -1,5 +1,6 @@
 """A checkout of the project whose stages take seconds: real package, real commands, toy notebooks."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -10,14 +11,14 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from mnist_nb.pipeline import STAGES
 
-# A toy training sleeps weight_decay seconds an epoch and is as accurate as dropout says; learning_rate 666 breaks it.
+# A toy training sleeps weight_decay seconds an epoch, and is as accurate as dropout says. learning_rate 666 breaks it, 777 takes long.
 TRAINING = """
 import csv, os, time
 os.makedirs(f"{run_dir}/checkpoints", exist_ok=True)
 accuracy = round(0.8 + 0.1 * dropout + 0.001 * seed, 4)
-rows = []
-for epoch in range(1, epochs + 1):
-    time.sleep(weight_decay)
+rows = list(csv.DictReader(open(f"{run_dir}/history.csv"))) if resume else []
+for epoch in range(len(rows) + 1, epochs + 1):
+    time.sleep(60 if learning_rate == 777 else weight_decay)
     if learning_rate == 666: raise ArithmeticError("the number of the beast")
     rows.append({"epoch": epoch, "valid_accuracy": accuracy})
     with open(f"{run_dir}/history.tmp", "w", newline="") as file:
@@ -35,7 +36,7 @@ import json
 import numpy as np
 labels = np.arange(100) % 10
 logits = np.eye(10, dtype=np.float32)[labels]
-wrong = 20 - int(float(open(f"{run_dir}/checkpoints/best_model.pth").read().split()[-1]) * 20)
+wrong = 20 - int(read_run(run_dir)["metrics"]["valid_accuracy"] * 20)
 logits[:wrong] = np.roll(logits[:wrong], 1, axis=1)
 np.savez(f"{run_dir}/predictions.npz", labels=labels, logits=logits)
 for name in ("metrics.json", "per_class.csv", "confusion_matrix.csv", "confusion_matrix.png"): open(f"{run_dir}/{name}", "w").write("{}")
@@ -50,21 +51,32 @@ CODE = {"00_data": "metrics = {}", "01_models": "metrics = {'model_parameters': 
         "03_error_analysis": ANALYSIS, "04_export": EXPORT}
 
 
-def toy_checkout(folder: Path) -> Path:
+def toy_checkout(folder: Path,
+                 real: tuple[str, ...] = (),  # stages to take as they are; they find their data by MNIST_NB_DATA
+                ) -> Path:
     "Makes the checkout: the parameters of the stages are the real ones, so that the real checks apply."
+    folder.mkdir(exist_ok=True)
     shutil.copytree(ROOT / "mnist_nb", folder / "mnist_nb", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "settings.ini", folder)
     (folder / "nbs").mkdir()
     for stage in STAGES:
-        real = nbformat.read(ROOT / "nbs" / f"{stage}.ipynb", as_version=4)
-        parameters = next(cell for cell in real.cells if "parameters" in cell.metadata.get("tags", []))
-        code = "from mnist_nb.runs import update_run" + "\n" + CODE[stage].strip() + "\nupdate_run(run_dir, device='cpu', metrics=metrics)"
+        if stage in real:
+            shutil.copy(ROOT / "nbs" / f"{stage}.ipynb", folder / "nbs")
+            continue
+        whole = nbformat.read(ROOT / "nbs" / f"{stage}.ipynb", as_version=4)
+        parameters = next(cell for cell in whole.cells if "parameters" in cell.metadata.get("tags", []))
+        code = f"from mnist_nb.runs import read_run, update_run\n{CODE[stage].strip()}\nupdate_run(run_dir, device='cpu', metrics=metrics)"
         cells = [new_markdown_cell("# Toy\n\n> A toy"), new_markdown_cell("# The run"),
                  new_code_cell(parameters.source, metadata={"tags": ["parameters"]}), new_code_cell(code)]
-        nbformat.write(new_notebook(cells=cells, metadata=real.metadata), folder / "nbs" / f"{stage}.ipynb")
+        nbformat.write(new_notebook(cells=cells, metadata=whole.metadata), folder / "nbs" / f"{stage}.ipynb")
     return folder
 
 
-def grid_words(folder: Path, *words: str) -> list[str]:
-    "The command `mnist-grid` of the checkout in `folder`, to be started there."
-    return [sys.executable, "-c", "import sys; from mnist_nb import cli; sys.exit(cli.grid())", *map(str, words)]
+def toy_words(command: str, *words: str) -> list[str]:
+    "A command such as grid or report, to be started in a toy checkout."
+    return [sys.executable, "-c", f"import sys; from mnist_nb import cli; sys.exit(cli.{command}())", *map(str, words)]
+
+
+def toy_env(folder: Path) -> dict[str, str]:
+    "The environment for it."
+    return {**os.environ, "PYTHONPATH": str(folder), "MNIST_NB_DATA": str(ROOT / "data" / "mnist"), "COLUMNS": "200"}
