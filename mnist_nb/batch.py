@@ -175,7 +175,7 @@ def pack_project() -> bytes:
     notebooks = [f"nbs/{notebook_path(stage).name}" for stage in STAGES]
     return pack(project_root(), ("settings.ini", "mnist_nb/**/*", "data/mnist/*.gz", *notebooks))
 
-# %% ../nbs/17_batch.ipynb #f1b8fe8d
+# %% ../nbs/17_batch.ipynb #f4b48983
 STOPS: dict[str, tuple[str, str]] = {}  # status and reason by task, of the runs on this worker that are to end
 
 
@@ -212,7 +212,7 @@ def open_cluster(scheduler: str | None,  # address, such as tcp://host:8786; Non
                  jobs: int,               # runs at a time on this machine
                 ) -> Iterator[Client]:
     "A connection to those who do the work."
-    dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"})
+    dask.config.set({"distributed.worker.profile.enabled": False})  # it looks at all threads a hundred times a second
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is in the record
     if scheduler is None:
         with tempfile.TemporaryDirectory(prefix="mnist_nb-") as folder, LocalCluster(
@@ -503,7 +503,7 @@ def table_of(words: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) 
     body = Markup("").join(Markup("<tr>{}</tr>").format(cells("td", row)) for row in rows)
     return HTML(Markup("<p>{}</p><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(words, cells("th", columns), body))
 
-# %% ../nbs/17_batch.ipynb #f7eb4887
+# %% ../nbs/17_batch.ipynb #a688d70c
 def share_of(runs: list[Any],
              part: tuple[int, int] | None,  # which of how many, such as (2, 4); None: all
             ) -> list[Any]:
@@ -567,7 +567,7 @@ def run_grid(spec: GridSpec,
     def refresh(batch):
         nonlocal written, took
         view(batch)
-        if (begin := time.perf_counter()) - written < 10 + 20 * took: return
+        if (begin := time.perf_counter()) - written < 30 + 20 * took: return
         write_grid_page(grid_path)
         written = time.perf_counter()
         took = written - begin

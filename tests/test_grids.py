@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
-import dask
 import psutil
 import pytest
 import torch
@@ -375,9 +374,8 @@ def test_the_page_of_a_grid_sorts_filters_and_is_usable(browser, axe, tmp_path):
     page.close()
 
 
-def test_the_dashboard_is_told(monkeypatch):
+def test_the_dashboard_is_told():
     with batch.open_cluster(None, 1) as client: assert re.fullmatch(r"http://127\.0\.0\.1:\d+/status", batch.dashboard(client, None))
-    assert dask.config.get("distributed.admin.large-graph-warning-threshold") == "1GB"
 
 
 def test_a_grid_in_a_notebook(toy):
