@@ -17,9 +17,9 @@ report: .venv/installed  ## train on MNIST and write the report to reports/impro
 test: .venv/installed  ## run all tests: lint, notebooks, pytest
 	@$(MAKE) --no-print-directory lint
 	@echo "== the notebooks' own tests"
-	$(BIN)/nbdev_test --n_workers 1
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	@echo "== pytest"
-	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest tests --numprocesses 3 --dist loadfile
 
 bench: .venv/installed  ## measure the speed of training, prediction and service; with nothing else running
 	$(BIN)/python benchmarks/speed.py --output speed.json

@@ -101,10 +101,11 @@ def sentences(measured: dict[str, Any]) -> str:
     "The figures as the README quotes them."
     runs, page = measured["runs"], measured["page"]
     one, two = (runs["seconds"][jobs] for jobs in ("1", "2"))
+    same = f"{len(SAME)} metrics of {runs['equal']['alone']} of the {runs['runs']} runs"
     return (f"{runs['runs']} runs (two architectures, six seeds, two epochs on 10,000 images) took {one:.0f} s one by one and {two:.0f} s "
-            f"two at a time, {two / one:.2f} of it; the metrics of {runs['equal']['alone']} of {runs['runs']} were those of the same run "
-            f"alone, bit by bit. The page of {page['runs']} runs takes {page['seconds']:.1f} s to build, has {page['bytes'] / 1e6:.1f} MB, "
-            f"and sorts within {page['sort_ms']:.0f} ms")
+            f"two at a time, {two / one:.2f} of it; {same} were, to the last digit, those of the same run alone in as many threads. "
+            f"The page of {page['runs']} runs takes {page['seconds']:.1f} s to build, has {page['bytes'] / 1e6:.1f} MB, and sorts within "
+            f"{page['sort_ms']:.0f} ms")
 
 
 def main() -> None:

@@ -1,7 +1,11 @@
-"""A grid on a Slurm cluster: an array of jobs, each a Dask worker. Start it where it may run for long, such as a login node:
+"""A grid on a Slurm cluster: an array of jobs, each a Dask worker.
 
     pip install dask-jobqueue
     python examples/slurm.py examples/grid.yaml --workers 8 --cores 8 --walltime 04:00:00
+
+The Python environment must be at the same path on the nodes, as with a shared home; data and reports need not be shared. Choose the
+walltime for the whole grid, since the array is submitted once: if it runs out, press Ctrl-C and start again with --resume. The command
+has to stay alive: use tmux, or a job of its own where login nodes end long processes.
 """
 
 import argparse
@@ -10,6 +14,7 @@ import sys
 from dask_jobqueue import SLURMCluster
 
 from mnist_nb.batch import run_grid
+from mnist_nb.cli import plain_errors
 from mnist_nb.grids import read_spec
 
 
@@ -32,13 +37,15 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--script", action="store_true", help="print what would be submitted, and stop")
     options = parser.parse_args()
-    with slurm_cluster(options.workers, options.cores, options.memory, options.walltime, options.queue) as cluster:
-        if options.script:
-            print(cluster.job_script())
-            return 0
-        cluster.scale(jobs=1)  # one array
-        record = run_grid(read_spec(options.grid), scheduler=cluster.scheduler_address, resume=options.resume)
-    return 1 if record["status"] == "failed" else 0
+    with plain_errors(parser):
+        spec = read_spec(options.grid)
+        with slurm_cluster(options.workers, options.cores, options.memory, options.walltime, options.queue) as cluster:
+            if options.script:
+                print(cluster.job_script())
+                return 0
+            cluster.scale(jobs=1)  # one array
+            record = run_grid(spec, scheduler=cluster.scheduler_address, resume=options.resume)
+    return 0 if record["status"] == "done" else 1
 
 
 if __name__ == "__main__": sys.exit(main())

@@ -7,7 +7,7 @@ __all__ = ['new_parser', 'add_recipe', 'first_process', 'plain_errors', 'train',
            'quiet_libraries', 'predict', 'line_writer', 'write_json_line', 'csv_writer', 'serve', 'compare',
            'read_pairs', 'report', 'grid']
 
-# %% ../nbs/09_cli.ipynb #5c5910ae
+# %% ../nbs/09_cli.ipynb #a57924f7
 import argparse
 import csv
 import json
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .recipes import RECIPES, Settings, apply_recipe
-from .runs import InputError, find_run, from_root
+from .runs import InputError, available_cores, find_run, from_root
 
 if TYPE_CHECKING: from mnist_nb.inference import Prediction
 
@@ -327,24 +327,32 @@ def report(words: Sequence[str] | None = None) -> int:  # command line; None tak
         run = run_pipeline(options.run, given, options.kernel, options.resume, options.cell_timeout, options.reports, options.recipe)
     return 0 if run["status"] == "done" else 1
 
-# %% ../nbs/09_cli.ipynb #f3939d44
+# %% ../nbs/09_cli.ipynb #755113a6
 def grid(words: Sequence[str] | None = None) -> int:  # command line; None takes the process's own
     "Command `mnist-grid`: many runs, and the page that compares them."
     parser = new_parser("Do many runs that differ in some parameters, several at a time, here or on the workers of a Dask scheduler, "
                         "each in a folder of reports/NAME/, whose index.html says which setting is better.")
-    parser.add_argument("file", nargs="?", metavar="GRID.yaml", help="what to run: these options as keys, with `param` a mapping")
+    parser.add_argument("file", nargs="?", metavar="GRID.yaml",
+                        help="what to run, with the keys name, param, recipe, sample, seed, halving, run_timeout, cell_timeout, kernel; "
+                             "options win over it")
     parser.add_argument("--name", help="name of the grid: its folder in reports/ (default: the file's name, or grid)")
     parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUES",
-                        help="values of a parameter: arch=base,cnn or seed=0:5 or learning_rate=log:1e-4:1e-2:5 or dropout=lin:0:1:3; "
-                             "may be repeated: all combinations are run")
+                        help="values of a parameter: arch=base,cnn or seed=0:5 (0 to 4) or learning_rate=log:1e-4:1e-2:5 or "
+                             "dropout=lin:0:1:3 (ends included); may be repeated: all combinations are run")
     add_recipe(parser)
-    parser.add_argument("--sample", type=int, metavar="N", help="draw N settings at random instead; then log:1e-4:1e-2 is an interval")
-    parser.add_argument("--seed", type=int, help="of the draw (default: 0)")
-    parser.add_argument("--halving", action="store_true", default=None, help="give up runs early that are not among the best third")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: a core each, or as many as the workers take)")
-    parser.add_argument("--threads", type=int, metavar="N", help="of each run (default: the machine's cores divided by the runs on it)")
+    parser.add_argument("--sample", type=int, metavar="N",
+                        help="draw N settings at random instead, each trained with every seed; then log:1e-4:1e-2 is an interval")
+    parser.add_argument("--seed", type=int, help="of the draw (default: 0); the trainings' own are --param seed=0:3")
+    parser.add_argument("--halving", action="store_true", default=None,
+                        help="after 1, 3, 9, ... epochs, give up a run that is not among the best third of those that got there")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one for each core and 2 GB of free memory; "
+                                                              "with a scheduler, as many as its workers have threads)")
+    parser.add_argument("--threads", type=int, metavar="N",
+                        help="of each run (default: the cores of a machine divided by the runs at a time on it)")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of Dask, such as tcp://host:8786 (default: this machine by itself)")
-    parser.add_argument("--resume", action="store_true", help="go on with the grid of this name: do what is waiting or failed")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on with the grid of this name: do what is waiting or failed; new values of --param replace the old ones "
+                             "of that parameter, runs that are done stay")
     parser.add_argument("--dry_run", action="store_true", help="print the runs and an estimate of the time, and stop")
     parser.add_argument("--page", action="store_true", help="write the page of what is there, and stop")
     parser.add_argument("--keep_going", action=argparse.BooleanOptionalAction, default=True,
@@ -364,20 +372,23 @@ def grid(words: Sequence[str] | None = None) -> int:  # command line; None takes
         from mnist_nb import batch, grids
         reports = Path(options.reports).resolve() if options.reports else from_root("reports")
         name = options.name or "grid"
+        before = grids.read_grid(reports / name) if (options.resume or options.page) and not options.file else {}
         if options.file: spec = grids.read_spec(options.file, **given)
+        elif before: spec = grids.GridSpec(**{**before["spec"], **given, "param": {**before["spec"]["param"], **given.get("param", {})}})
         elif "param" in given: spec = grids.GridSpec(**{"name": name, **given})
-        elif (options.resume or options.page) and (before := grids.read_grid(reports / name)):
-            spec = grids.GridSpec(**{**before["spec"], **given})
         elif options.resume or options.page: raise InputError(f"there is no grid {name!r} in {reports}: say which with --name.")
         else: raise InputError("say what to run: a file, or values such as --param arch=base,cnn --param seed=0:3")
         if options.page:
             record = batch.collect_grid(spec.name, reports)
             print(batch.closing_words(record, reports / spec.name))
-            return 1 if any(run["status"] == "failed" for run in record["runs"]) else 0
+            return 0 if record["status"] == "done" else 1
+        batch.check_counts(jobs=options.jobs, threads=options.threads)
+        part = part and tuple(map(int, part.groups()))
         if options.dry_run:
-            record = batch.prepare_grid(spec, options.resume, reports)
-            print(grids.describe_grid(record, grids.past_runs(reports), options.jobs or batch.default_jobs()))
+            record, jobs = batch.prepare_grid(spec, options.resume, reports), options.jobs or batch.default_jobs()
+            record["runs"] = batch.share_of(record["runs"], part)
+            print(grids.describe_grid(record, grids.past_runs(reports), jobs, options.threads or max(1, available_cores() // jobs)))
             return 0
         record = batch.run_grid(spec, options.jobs, options.scheduler, options.resume, options.keep_going, options.threads,
-                                part and tuple(map(int, part.groups())), reports)
-    return 1 if any(run["status"] == "failed" for run in record["runs"]) else 0
+                                part, reports)
+    return 0 if {run["status"] for run in batch.share_of(record["runs"], part)} <= {"done", "stopped"} else 1

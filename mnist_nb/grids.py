@@ -86,7 +86,7 @@ def parse_values(parameter: Parameter,
         raise InputError(f"parameter {name}: {twice[0]} is given twice.")
     return found
 
-# %% ../nbs/16_grids.ipynb #dfbc4950
+# %% ../nbs/16_grids.ipynb #ddba79b4
 @dataclass(frozen=True)
 class GridSpec:
     "What a grid is made of."
@@ -111,6 +111,9 @@ class GridSpec:
         if not isinstance(self.param, dict): raise InputError(f"param={self.param!r}: give the values by parameter, such as {{seed: 0:3}}.")
         plain = {name: list(given) if isinstance(given, (range, tuple)) else given for name, given in self.param.items()}
         object.__setattr__(self, "param", plain)  # as JSON keeps it
+        if self.halving and isinstance(seeds := self.axes.get("seed", [0]), list) and len(seeds) > 1:
+            raise InputError("halving keeps what begins well, and a mean over the seeds it keeps would flatter: give one seed, "
+                             "and train the best settings with more seeds afterwards.")
 
     @property
     def axes(self) -> dict[str, list[Any] | Interval]:
@@ -130,11 +133,13 @@ def read_spec(path: str | Path,    # YAML
     except OSError as error: raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error: raise InputError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(said, dict): raise InputError(f"{path}: give keys and values, such as `param: {{arch: [base, cnn]}}`.")
+    param = said.pop("param", {})
+    if not isinstance(param, dict):
+        raise InputError(f"{path}: param is {param!r}: give values by parameter, such as `param: {{seed: 0:3}}`.")
     examples = {"sample": 0, "seed": 0, "run_timeout": 0, "cell_timeout": 0, "halving": False}
-    said = {choose(f"key in {path.name}", key, allowed): coerce(key, value, examples.get(key, value)) for key, value in said.items()}
+    said = {choose(f"key in {path.name}", key, allowed): coerce(key, value, examples.get(key, "")) for key, value in said.items()}
     given = {key: value for key, value in options.items() if value not in (None, {})}
-    param = {**(said.get("param") or {}), **given.pop("param", {})}
-    return GridSpec(**{"name": path.stem, **said, **given, "param": param})
+    return GridSpec(**{"name": path.stem, **said, **given, "param": {**param, **given.pop("param", {})}})
 
 # %% ../nbs/16_grids.ipynb #b8d19e53
 def draw_settings(axes: dict[str, list[Any] | Interval],  # without the seed
@@ -186,7 +191,7 @@ def name_runs(runs: list[dict[str, Any]]) -> list[str]:
         return text if len(text) <= 100 else "run-" + hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12]
     return [name(run) for run in runs]
 
-# %% ../nbs/16_grids.ipynb #0832e616
+# %% ../nbs/16_grids.ipynb #1ce190ca
 def complete(given: dict[str, Any],  # parameters of a run
              recipe: str,
              declared: dict[str, Parameter],
@@ -201,6 +206,9 @@ def plan_grid(spec: GridSpec,
              ) -> dict[str, Any]:                    # grid.json as it will be at the start
     "The runs of a grid. What was done before stays; what was not, and is no longer asked for, goes."
     declared, before = declared_parameters(), before or {}
+    if before and spec.recipe != before["spec"]["recipe"]:
+        raise InputError(f"grid {spec.name!r} was begun with the recipe {before['spec']['recipe']!r}: leave out --recipe to go on with it, "
+                         "or give another name.")
     def key(given, recipe): return json.dumps(complete(given, recipe, declared), sort_keys=True)
     old = {key(run["parameters"], before["spec"]["recipe"]): run for run in before.get("runs", [])}
     wanted = expand(spec)
@@ -257,19 +265,24 @@ def believe_folders(record: dict[str, Any],  # grid.json
         runs.append(run)
     return {**record, "runs": runs}
 
-# %% ../nbs/16_grids.ipynb #5e633e04
+# %% ../nbs/16_grids.ipynb #7bc98fd8
 def past_runs(reports: Path) -> list[dict[str, Any]]:  # run.json of each
     "The runs that are done, alone or in grids, in the folder of the run folders."
-    runs = [read_run(path.parent) for pattern in ("*/run.json", "*/*/run.json") for path in sorted(reports.glob(pattern))]
+    runs = []
+    for path in [*sorted(reports.glob("*/run.json")), *sorted(reports.glob("*/*/run.json"))]:
+        try: runs.append(read_run(path.parent))
+        except InputError: continue  # a damaged one says nothing
     return [run for run in runs if run.get("status") == "done" and "seconds" in run and "images_per_second" in run.get("metrics", {})]
 
 
 def estimate_seconds(parameters: dict[str, Any],   # complete, of the run
                      past: list[dict[str, Any]],     # from `past_runs`
+                     threads: int,                   # of the run
                     ) -> float | None:              # None where nothing is known of this architecture
     "How long a run will take."
     same = [run for run in past if run["parameters"]["arch"] == parameters["arch"]]
     if not same: return None
+    same = [run for run in same if run.get("machine", {}).get("threads") == threads] or same
     beside = median(run["seconds"] - run["metrics"]["training_seconds"] for run in past)
     rate = median(run["metrics"]["images_per_second"] for run in same)
     return beside + parameters["epochs"] * parameters["train_images"] / rate
@@ -285,19 +298,22 @@ def in_words(seconds: float) -> str:
 def describe_grid(record: dict[str, Any],       # grid.json
                   past: list[dict[str, Any]],     # from `past_runs`
                   jobs: int,                     # at a time
+                  threads: int,                  # of each run
                  ) -> str:
     "The runs that would be done, their number, and how long they may take."
     declared, todo, times = declared_parameters(), [run for run in record["runs"] if run["status"] == "waiting"], []
+    jobs = min(jobs, len(todo))
     lines = [f"grid {record['grid']}: {len(record['runs'])} {'run' if len(record['runs']) == 1 else 'runs'}, {len(todo)} to do"]
     for run in record["runs"]:
-        seconds = estimate_seconds(complete(run["parameters"], record["spec"]["recipe"], declared), past) if run in todo else None
+        parameters = complete(run["parameters"], record["spec"]["recipe"], declared)
+        seconds = estimate_seconds(parameters, past, threads) if run in todo else None
         times.append(seconds)
         more = f"about {in_words(seconds)}" if seconds else f"{run['status']}: {run['reason']}" if run.get("reason") else run["status"]
         lines.append(f"  {run['run']}  ({more})")
     known = [seconds for seconds in times if seconds]
     if not todo: return "\n".join(lines)
     if not known: return "\n".join([*lines, "no estimate: there is no run of these architectures yet that is done"])
+    unknown = f", {len(todo) - len(known)} to do of an architecture that was never timed" if len(known) < len(todo) else ""
     total = sum(known) / len(known) * len(todo)
-    lines.append(f"about {in_words(total / min(jobs, len(todo)))} with {jobs} at a time, judging by {len(past)} "
-                 f"{'run that is' if len(past) == 1 else 'runs that are'} done: give or take some tens of per cent")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"about {in_words(total / jobs)} with {jobs} at a time: a rough guess from {len(past)} "
+                              f"{'run that is' if len(past) == 1 else 'runs that are'} done{unknown}"])

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RUN', 'METRICS', 'LEVELS', 'load_runs', 'parameter_columns', 'rank_settings', 'in_percent', 'compare_settings',
-           'describe_settings', 'right_or_wrong', 'mean_interval', 'strip_chart', 'parameter_importance',
-           'repeat_command', 'describe_best', 'write_grid_page']
+           'describe_settings', 'right_or_wrong', 'without_others', 'mean_interval', 'strip_chart',
+           'parameter_importance', 'repeat_command', 'describe_best', 'write_grid_page']
 
-# %% ../nbs/18_leaderboard.ipynb #28204a49
+# %% ../nbs/18_leaderboard.ipynb #3e58eb69
 import math
 import shlex
 from pathlib import Path
@@ -23,7 +23,7 @@ from .batch import parameter_space
 from .display import STATIC, Column, html_table
 from .grids import believe_folders, complete, in_words, read_grid, varying
 from .metrics import load_predictions, wilson_interval
-from .pipeline import TEMPLATES, declared_parameters, filter_choices, run_status
+from .pipeline import TEMPLATES, declared_parameters, filter_choices, resume_command, run_status
 from .runs import InputError, atomic_write, read_run
 
 # %% ../nbs/18_leaderboard.ipynb #655b9651
@@ -77,7 +77,7 @@ def in_percent(mean: float, sd: float = math.nan) -> str:
     if math.isnan(mean): return ""
     return f"{mean:.2%}" if math.isnan(sd) else f"{mean * 100:.2f} ± {sd * 100:.2f}%"
 
-# %% ../nbs/18_leaderboard.ipynb #7ff3f520
+# %% ../nbs/18_leaderboard.ipynb #706c9b90
 def compare_settings(first: np.ndarray,   # (seeds, images) bool: right or wrong
                      second: np.ndarray,   # the same seeds and images of the other setting
                     ) -> dict[str, Any]:  # difference (second minus first), low, high, seeds, images, by_seed
@@ -102,10 +102,10 @@ def describe_settings(result: dict[str, Any],  # from `compare_settings`
                      ) -> str:
     "Whether one setting is better than the other, in a sentence."
     low, high = result["low"], result["high"]
-    seeds = f"{result['seeds']} seeds each" if result["seeds"] > 1 else "one seed each, so that another seed may turn it round"
+    seeds = f"{result['seeds']} seeds each" if result["seeds"] > 1 else "one seed each: another seed might reverse it"
     figures = (f"{result['difference'] * 100:+.2f} points (95% interval {low * 100:+.2f} to {high * 100:+.2f}) "
                f"on {result['images']:,} test images, {seeds}")
-    if low == high == 0: return f"[{second}] and [{first}] are right on the same of {result['images']:,} test images, {seeds}."
+    if low == high == 0: return f"[{second}] and [{first}] are right on exactly the same of {result['images']:,} test images, {seeds}."
     if low <= 0 <= high: return f"Whether [{second}] differs from [{first}] on the test set cannot be told from the noise: {figures}."
     return f"[{second}] is {'better' if low > 0 else 'worse'} than [{first}] on the test set: {figures}."
 
@@ -118,14 +118,26 @@ def right_or_wrong(grid_path: Path,
     images = min(len(labels) for labels, _ in found)
     return np.stack([(logits.argmax(1) == labels)[:images] for labels, logits in found])
 
-# %% ../nbs/18_leaderboard.ipynb #cfb0038c
+# %% ../nbs/18_leaderboard.ipynb #efe1e489
 LEVELS = (0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)  # accuracies on the axis
 
 
-def mean_interval(values: np.ndarray,  # accuracies
+def without_others(frame: pd.DataFrame,  # runs that are done
+                   name: str,             # of a parameter
+                  ) -> pd.Series:         # accuracies, as they spread with equal other parameters
+    "Validation accuracy without what the other parameters do to it, in a full grid; in another, as it is."
+    others = [other for other in parameter_columns(frame) if other != name]
+    values = frame[name].nunique()
+    if not others or values < 2: return frame.valid_accuracy
+    blocks = frame.groupby(others).valid_accuracy
+    if (blocks.transform("size") != values).any(): return frame.valid_accuracy
+    return frame.valid_accuracy.mean() + (frame.valid_accuracy - blocks.transform("mean")) * math.sqrt(values / (values - 1))
+
+
+def mean_interval(mean: float,
+                  values: np.ndarray,  # whose spread is that of the values that the mean is of
                  ) -> tuple[float, float]:  # the mean twice for a single value
     "The 95% interval of a mean."
-    mean = float(np.mean(values))
     if len(values) < 2: return mean, mean
     half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
     return mean - half, mean + half
@@ -158,6 +170,7 @@ def strip_chart(name: str,             # of the parameter
     for value in values if few else (values[0], values[len(values) // 2], values[-1]):
         drawn.append(Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
             x(value), height - bottom + 15, value if isinstance(value, str) else f"{value:g}"))
+    spread_of = without_others(frame, name)
     for value, group in frame.groupby(name):
         spread = min(10.0, 40.0 / len(values))
         for i, (run, accuracy) in enumerate(zip(group.run, group.valid_accuracy)):
@@ -165,7 +178,8 @@ def strip_chart(name: str,             # of the parameter
             drawn.append(Markup('<circle cx="{:.1f}" cy="{:.1f}" r="2.4"><title>{} {:.2%}</title></circle>').format(
                 x(value) + aside, y(accuracy), run, accuracy))
         if few:
-            (bad, good), mean = mean_interval(group.valid_accuracy.to_numpy()), group.valid_accuracy.mean()
+            mean = float(group.valid_accuracy.mean())
+            bad, good = mean_interval(mean, spread_of[group.index].to_numpy())
             drawn.append(Markup('<path class="mean" d="M{:.1f} {:.1f}h18m-9 0"/><path class="interval" d="M{:.1f} {:.1f}V{:.1f}"/>').format(
                 x(value) - 9, y(mean), x(value), y(max(bad, 0)), y(min(good, 1))))
     middle = (left + width - right) / 2
@@ -176,7 +190,7 @@ def strip_chart(name: str,             # of the parameter
     return Markup('<svg class="strip" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         width, height, f"Validation accuracy by {name}: {words}.", Markup("").join(drawn))
 
-# %% ../nbs/18_leaderboard.ipynb #d8a18d61
+# %% ../nbs/18_leaderboard.ipynb #b11e9028
 def parameter_importance(frame: pd.DataFrame,  # from `load_runs`
                          fewest: int = 10,      # runs below which nothing is said
                         ) -> dict[str, float]:  # shares by parameter, largest first; empty where nothing can be said
@@ -191,13 +205,13 @@ def parameter_importance(frame: pd.DataFrame,  # from `load_runs`
     rows, accuracies = done[names].astype(object).to_dict("records"), done.valid_accuracy
     study.add_trials([optuna.trial.create_trial(params=row, distributions=spaces, value=value) for row, value in zip(rows, accuracies)])
     evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=32, max_depth=16, seed=0)
-    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    found = evaluator.evaluate(study, params=names)  # get_param_importances would make the shares add up to 1
     return dict(sorted(((name, float(share)) for name, share in found.items()), key=lambda item: -item[1]))
 
-# %% ../nbs/18_leaderboard.ipynb #aa6114b0
+# %% ../nbs/18_leaderboard.ipynb #e90c4819
 def repeat_command(record: dict[str, Any]) -> str:
-    "The command that makes the same grid again."
-    spec, words = record["spec"], ["mnist-grid", "--name", record["grid"]]
+    "The command that makes the same grid under another name."
+    spec, words = record["spec"], ["mnist-grid", "--name", record["grid"] + "-again"]
     if spec["recipe"] != "default": words += ["--recipe", spec["recipe"]]
     for name, given in spec["param"].items():
         words += ["--param", f"{name}={','.join(map(str, given)) if isinstance(given, list) else given}"]
@@ -212,11 +226,13 @@ def describe_best(grid_path: Path,
                  ) -> list[str]:         # sentences
     "The best setting, and what sets it apart from the next one."
     whole = ranked[ranked.whole & (ranked.done > 0)]
-    if whole.empty: return ["No setting has all its runs done yet, so that none can be called the best."]
+    if whole.empty: return ["No setting has all its runs done, so none can be called the best."]
     best = whole.iloc[0]
-    seeds = f"{best.done} {'seed' if best.done == 1 else 'seeds'}"
-    said = [f"The best of {len(ranked)} {'setting' if len(ranked) == 1 else 'settings'} by validation accuracy is [{best.setting}]: "
-            f"{in_percent(best.valid_mean, best.valid_std)} ({seeds}). Its test accuracy is {in_percent(best.test_mean, best.test_std)}."]
+    seeds = "one seed" if best.done == 1 else f"mean ± standard deviation of {best.done} seeds"
+    all_done = "" if len(whole) == len(ranked) else f" (of {len(ranked)}) whose runs are all done"
+    count = f"{len(whole)} {'setting' if len(whole) == 1 else 'settings'}{all_done}"
+    said = [f"The best of {count}, by validation accuracy, is [{best.setting}]: {in_percent(best.valid_mean, best.valid_std)} ({seeds}). "
+            f"Its test accuracy is {in_percent(best.test_mean, best.test_std)}."]
     if best.done == 1:
         try: right = right_or_wrong(grid_path, best.runs)[0]
         except InputError: right = np.array([])
@@ -257,13 +273,14 @@ def write_grid_page(grid_path: Path) -> Path:  # of the page
                           training=[f"{seconds:.0f}" if seconds == seconds else "" for seconds in ranked.training_seconds])
     rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
     for row in rows: row["filterable"] = {"status": row["status"], **{name: str(row[name]) for name in names}}
-    sessions = record.get("sessions", [])
+    spent = [run.get("spent") or {"seconds": run.get("seconds"), "cpu_seconds": run.get("cpu_seconds")} for run in record["runs"]]
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = templates.get_template("report/grid.html.j2").render(
         record=record, rows=rows, names=names, filters=filter_choices(rows), said=describe_best(grid_path, ranked),
         settings_table=html_table(shown, columns) if settings else "", charts=[strip_chart(name, done, ends) for name in charts],
         importance=importance, counts=frame.status.value_counts().to_dict(), failed=[row for row in rows if row["status"] == "failed"],
-        seconds=frame.seconds.sum(), cpu_seconds=frame.cpu_seconds.sum(), elapsed=sum(session["seconds"] for session in sessions),
-        in_words=in_words, command=repeat_command(record), widgets_css=(STATIC / "widgets.css").read_text(encoding="utf-8"))
+        in_words=in_words, command=repeat_command(record), resume=resume_command(grid_path, "mnist-grid", "--name"),
+        **{name: sum(own[name] or 0 for own in spent) for name in ("seconds", "cpu_seconds")},
+        widgets_css=(STATIC / "widgets.css").read_text(encoding="utf-8"))
     with atomic_write(grid_path / "index.html") as temporary: temporary.write_text(page, encoding="utf-8")
     return grid_path / "index.html"

@@ -564,18 +564,21 @@ def stage_parameters(run: dict[str, Any],  # as in run.json
     return {stage: {**{parameter.name: run["parameters"][parameter.name] for parameter in declared if stage in parameter.stages},
                     "run_dir": place} for stage in STAGES}
 
-# %% ../nbs/08_pipeline.ipynb #87c5b3cb
+# %% ../nbs/08_pipeline.ipynb #5b032b1b
 def shorten(path: Path) -> str:
     "A path as a person would type it here."
     try: return str(path.relative_to(Path.cwd()))
     except ValueError: return str(path)
 
 
-def resume_command(run_path: Path) -> str:
+def resume_command(path: Path,                     # folder of a run, or of a grid
+                   program: str = "mnist-report",
+                   option: str = "--run",          # that takes the folder's name
+                  ) -> str:
     "What to type to go on with a run."
-    program = "mnist-report" if shutil.which("mnist-report") else shorten(Path(sys.executable).parent / "mnist-report")
-    elsewhere = [] if run_path.parent == notebook_path("00_data").parent.parent / "reports" else ["--reports", shorten(run_path.parent)]
-    return shlex.join([program, "--run", run_path.name, *elsewhere, "--resume"])
+    command = program if shutil.which(program) else shorten(Path(sys.executable).parent / program)
+    elsewhere = [] if path.parent == notebook_path("00_data").parent.parent / "reports" else ["--reports", shorten(path.parent)]
+    return shlex.join([command, option, path.name, *elsewhere, "--resume"])
 
 
 def closing_words(run: dict[str, Any],  # run.json at the end

@@ -24,7 +24,7 @@ from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_notebook
 from toy import toy_checkout, toy_env, toy_words
 
-from mnist_nb import batch, grids
+from mnist_nb import batch, cli, grids
 from mnist_nb.runs import InputError
 
 
@@ -78,17 +78,18 @@ def wait_for(condition, seconds: float = 60.0):
 
 
 def test_three_runs_fail_each_in_its_own_way(toy):
-    words = ["--name=bad", "--param=learning_rate=0.001,-1,666,777", "--param=weight_decay=0", "--run_timeout=20"]
+    words = ["--name=bad", "--param=learning_rate=0.001,-1,666,777", "--param=weight_decay=0", "--run_timeout=30"]
     result = toy.grid(*words, "--jobs=2")
     assert result.code == 1, result.output
     assert toy.statuses("bad") == {"learning_rate-0.001": "done", "learning_rate--1.0": "failed", "learning_rate-666.0": "failed",
                                    "learning_rate-777.0": "failed"}
     reasons = ["learning_rate=-1.0 is out of range: give a number above 0", "Training: ArithmeticError: the number of the beast",
-               "took longer than its time limit of 20 s"]
+               "took longer than its time limit of 30 s"]
     for reason in reasons: assert reason in toy.page("bad") and reason in result.output
     assert "1 done, 3 failed" in result.output and "mnist-grid --name bad --resume" in result.output
     failed = json.loads((toy.reports / "bad" / "learning_rate-777.0" / "run.json").read_text())
     assert (failed["status"], failed["error"], at_work(toy.folder)) == ("failed", reasons[2], [])
+    assert reasons[2] in (toy.reports / "bad" / "learning_rate-777.0" / "02_training.html").read_text()
     index = (toy.reports / "index.html").read_text()
     assert 'href="bad/index.html"' in index and "1 of 4 runs done" in index
 
@@ -140,14 +141,10 @@ def test_hopeless_runs_are_given_up(toy):
     assert toy.statuses("halved") == {"dropout-1.0": "done", "dropout-0.0": "stopped"}
     stopped = json.loads((toy.reports / "halved" / "dropout-0.0" / "run.json").read_text())
     assert "given up after epoch 1: its validation accuracy, 80.00%, is not among the best third" in stopped["error"]
+    assert "given up after epoch 1" in (toy.reports / "halved" / "dropout-0.0" / "02_training.html").read_text()  # not "interrupted"
     assert (toy.reports / "halved" / "optuna.journal").exists()
-    assert "is [dropout 1.0]: 90.00% (1 seed)" in toy.page("halved")
+    assert "is [dropout 1.0]: 90.00% (one seed)" in toy.page("halved")
     assert "0 to do" in toy.grid("--name=halved", "--resume", "--dry_run").output
-
-
-def test_the_first_failure_ends_all_if_so_asked(toy):
-    result = toy.grid("--name=strict", "--param=learning_rate=666,0.001", "--param=weight_decay=0", "--jobs=1", "--no-keep_going")
-    assert result.code == 1 and list(toy.statuses("strict").values()) == ["failed", "waiting"], result.output
 
 
 @contextmanager
@@ -174,11 +171,12 @@ def test_workers_elsewhere_and_one_dies(toy, tmp_path_factory):
     with dask_cluster(elsewhere, "ab") as (address, workers):
         process = toy.start("--name=far", "--param=seed=0:4", "--param=weight_decay=0.2", "--param=epochs=3",
                             f"--scheduler={address}")
-        def finished(): return (toy.reports / "far" / "grid.json").exists() and sum(
-            status == "done" for status in toy.statuses("far").values())
-        wait_for(finished)
-        family = psutil.Process(workers["b"].pid).children(recursive=True)
-        for victim in (workers["b"], family[1]): victim.kill()  # the worker and the process that watches over it
+        def in_the_middle():
+            done = (toy.reports / "far" / "grid.json").exists() and "done" in toy.statuses("far").values()
+            family = psutil.Process(workers["b"].pid).children(recursive=True) if done else []
+            return family if any("ipykernel_launcher" in " ".join(found.cmdline()) for found in family) else None
+        family = wait_for(in_the_middle)
+        for victim in (workers["b"], *(found for found in family if "spawn_main" in " ".join(found.cmdline()))): victim.kill()
         output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output
         runs = toy.record("far")["runs"]
@@ -221,16 +219,39 @@ def one_run(tmp_path, monkeypatch):
         def nthreads(self): return {"tcp://10.0.0.1:1": 1}
         def subscribe_topic(self, topic, handler): pass
         def register_plugin(self, plugin, name): pass
+        def unsubscribe_topic(self, topic): pass
+        def unregister_worker_plugin(self, name): pass
+        def cancel(self, futures): pass
         def submit(self, function, job, key, pure): return FakeFuture(key=key, job=job, cancelled=False)
     record = grids.plan_grid(grids.GridSpec("x", {"arch": "base", "seed": 0}))
     monkeypatch.setattr(batch, "pack_project", bytes)
-    own = batch.Batch(FakeClient(), tmp_path / "x", record, record["runs"], True, None, None)
+    own = batch.Batch(FakeClient(), tmp_path / "x", record, record["runs"], elsewhere=True, jobs=None, threads=None)
     own.slots()
     own.submit(own.waiting.pop(0))
     return own
 
 
 def pending(own): return next(iter(own.pending.values()))[0]
+
+
+def test_a_resumed_grid_keeps_what_it_was_asked_for(tmp_path, capsys):
+    spec = grids.GridSpec("more", {"arch": "base,cnn", "seed": 0}, recipe="fast", run_timeout=60)
+    grids.write_grid(tmp_path / "more", grids.plan_grid(spec))
+    words = ["--name=more", f"--reports={tmp_path}", "--resume", "--dry_run"]
+    assert cli.grid([*words, "--param=seed=0:3"]) == 0
+    assert "6 runs, 6 to do" in capsys.readouterr().out
+    with pytest.raises(SystemExit): cli.grid([*words, "--recipe=best"])
+    assert "was begun with the recipe 'fast'" in capsys.readouterr().err
+    assert grids.read_grid(tmp_path / "more")["spec"]["param"] == {"arch": "base,cnn", "seed": 0}  # a dry run changes nothing
+
+
+def test_the_first_failure_ends_all_if_so_asked(one_run):
+    one_run.waiting.append({"run": "second", "parameters": {}, "status": "waiting"})
+    one_run.jobs, future = 1, pending(one_run)
+    future.status, future.error = "error", ZeroDivisionError("by zero")
+    one_run.queue.put(("back", future))
+    one_run.work(keep_going=False)
+    assert one_run.record["runs"][0]["status"] == "failed" and [run["status"] for run in one_run.waiting] == ["waiting"]
 
 
 def test_a_run_is_begun_twice_at_most(one_run):
@@ -279,6 +300,9 @@ def test_threads_follow_the_cores_of_a_machine(one_run):
     assert one_run.slots() == 7
     one_run.submit({"run": "again", "parameters": {"arch": "base"}})
     assert [*one_run.pending.values()][1][0].job["beside"] == {"10.0.0.1": 3, "10.0.0.2": 4}
+    one_run.beside, one_run.jobs = {}, 2  # at a time, in all
+    one_run.submit({"run": "once more", "parameters": {"arch": "base"}})
+    assert one_run.beside == {"10.0.0.1": 2, "10.0.0.2": 2}
 
 
 def test_a_run_of_a_grid_is_the_run_alone(tmp_path):
@@ -392,9 +416,13 @@ def test_a_grid_in_a_notebook(toy):
         assert "2 done" in table and "<th>stage</th>" in table
         text = "".join(output.text for output in outputs if output.output_type == "stream")
         assert {*re.findall(r"^(seed-\d): done", text, re.MULTILINE)} == {"seed-0", "seed-1"} and "grid live: 2 done" in text
-        stop = threading.Timer(12, os.kill, (client.km.provisioner.pid, signal.SIGINT))
-        stop.start()
+        kernel = psutil.Process(client.km.provisioner.pid)
+        def stop():
+            wait_for(lambda: len(at_work(toy.folder)) == 3)  # this kernel, the process of the run, and its kernel
+            kernel.send_signal(signal.SIGINT)
+        stopping = threading.Thread(target=stop)
+        stopping.start()
         with pytest.raises(CellExecutionError, match="KeyboardInterrupt"): client.execute_cell(notebook.cells[1], 1)
-        stop.join()
-        assert not [process for process in at_work(toy.folder) if "batch import work" in " ".join(process.cmdline())]
+        stopping.join()
+        wait_for(lambda: at_work(toy.folder) == [kernel], seconds=5)
     assert toy.record("slow")["status"] == "interrupted"
