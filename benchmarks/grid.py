@@ -9,12 +9,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 from mnist_nb.grids import GridSpec, complete, plan_grid, write_grid
 from mnist_nb.leaderboard import write_grid_page
@@ -39,10 +42,32 @@ def figures(folder: Path) -> dict[str, Any]:
     return {name: metrics[name] for name in SAME}
 
 
-def measure_runs(reports: Path) -> dict[str, Any]:
-    "The grid one by one and two at a time, and each of its runs alone."
+@contextmanager
+def opened(path: Path) -> Iterator[Page]:
+    "A page in headless Chromium."
+    program = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--headless", "--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1200, "height": 1000})
+        page.goto(path.as_uri())
+        yield page
+        browser.close()
+
+
+def measure_runs(reports: Path, picture: Path | None) -> dict[str, Any]:
+    "The grid one by one and two at a time; and a picture of its page."
     param = [f"--param={name}={values}" for name, values in PARAM.items()]
     seconds = {jobs: command("mnist-grid", *param, f"--name=jobs-{jobs}", f"--jobs={jobs}", f"--reports={reports}") for jobs in (2, 1)}
+    if picture:
+        with opened(reports / "jobs-2" / "index.html") as page: page.screenshot(path=picture)
+    record = json.loads((reports / "jobs-2" / "grid.json").read_text())
+    return {"runs": len(record["runs"]), "seconds": seconds, "cores": available_cores(),
+            "run_seconds": statistics.mean(run["seconds"] for run in record["runs"]),
+            "run_core_seconds": statistics.mean(run["cpu_seconds"] for run in record["runs"])}
+
+
+def measure_alone(reports: Path) -> dict[str, Any]:
+    "Each run of the grid by itself: in how many are the metrics the same?"
     record = json.loads((reports / "jobs-2" / "grid.json").read_text())
     equal = {"alone": 0, "other_threads": 0}
     def alone(run):
@@ -52,8 +77,7 @@ def measure_runs(reports: Path) -> dict[str, Any]:
     for run in record["runs"]:
         equal["alone"] += figures(reports / "alone" / run["run"]) == figures(reports / "jobs-2" / run["run"])
         equal["other_threads"] += figures(reports / "jobs-1" / run["run"]) == figures(reports / "jobs-2" / run["run"])
-    return {"runs": len(record["runs"]), "seconds": seconds, "equal": equal, "cores": available_cores(),
-            "threads": record["runs"][0]["threads"]}
+    return {"runs": len(record["runs"]), "equal": equal, "threads": record["runs"][0]["threads"]}
 
 
 def synthetic_grid(folder: Path, seeds: int = 10) -> None:
@@ -83,25 +107,20 @@ def measure_page(folder: Path) -> dict[str, Any]:
         start = time.perf_counter()
         path = write_grid_page(folder)
         seconds.append(time.perf_counter() - start)
-    program = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--headless", "--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        page.goto(path.as_uri())
+    with opened(path) as page:
         sort = """heading => { const start = performance.now(); heading.querySelector("button").click();
                                heading.getBoundingClientRect(); return performance.now() - start; }"""
         headings = page.query_selector_all(".runs thead th")
         milliseconds = [page.evaluate(sort, heading) for heading in headings for _ in range(2)]
-        browser.close()
     return {"runs": 500, "seconds": max(seconds), "bytes": path.stat().st_size, "sort_ms": max(milliseconds),
             "median_sort_ms": statistics.median(milliseconds)}
 
 
 def sentences(measured: dict[str, Any]) -> str:
     "The figures as the README quotes them."
-    runs, page = measured["runs"], measured["page"]
+    runs, page, alone = measured["runs"], measured["page"], measured["alone"]
     one, two = (runs["seconds"][jobs] for jobs in ("1", "2"))
-    same = f"{len(SAME)} metrics of {runs['equal']['alone']} of the {runs['runs']} runs"
+    same = f"{len(SAME)} metrics of {alone['equal']['alone']} of the {alone['runs']} runs"
     return (f"{runs['runs']} runs (two architectures, six seeds, two epochs on 10,000 images) took {one:.0f} s one by one and {two:.0f} s "
             f"two at a time, {two / one:.2f} of it; {same} were, to the last digit, those of the same run alone in as many threads. "
             f"The page of {page['runs']} runs takes {page['seconds']:.1f} s to build, has {page['bytes'] / 1e6:.1f} MB, and sorts within "
@@ -111,16 +130,19 @@ def sentences(measured: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="write the figures here, as JSON")
-    parser.add_argument("--only", choices=["runs", "page"], help="measure one part, and keep the other of --output")
+    parser.add_argument("--only", choices=["runs", "alone", "page"], help="measure one part, and keep the others of --output")
+    parser.add_argument("--reports", type=Path, help="empty folder for the runs, which stay there; of `runs`, for `alone`")
     options = parser.parse_args()
     measured = json.loads(options.output.read_text()) if options.only and options.output and options.output.exists() else {}
-    for name, measure in (("runs", measure_runs), ("page", measure_page)):
-        if options.only not in (None, name): continue
-        with tempfile.TemporaryDirectory() as folder: measured[name] = measure(Path(folder))
-        measured = json.loads(json.dumps(measured))
+    picture = options.output and options.output.with_suffix(".png")
+    with tempfile.TemporaryDirectory() as folder:
+        reports = (options.reports or Path(folder) / "runs").resolve()
+        for name, measure in (("runs", partial(measure_runs, reports, picture)), ("alone", partial(measure_alone, reports)),
+                              ("page", partial(measure_page, Path(folder) / "synthetic"))):
+            if options.only in (None, name): measured[name] = json.loads(json.dumps(measure()))
     print(json.dumps(measured, indent=1))
     if options.output: options.output.write_text(json.dumps(measured, indent=1) + "\n")
-    if {"runs", "page"} <= measured.keys(): print(sentences(measured))
+    if {"runs", "alone", "page"} <= measured.keys(): print(sentences(measured))
 
 
 if __name__ == "__main__": main()

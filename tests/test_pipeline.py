@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import time
 
@@ -137,14 +136,6 @@ def test_bad_input_is_refused_before_anything_starts(words, message, tmp_path, c
     with pytest.raises(SystemExit) as end: cli.report([*words, f"--reports={tmp_path / 'reports'}"])
     assert end.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "reports").exists()
-
-
-def test_plain_papermill_analyses(small_run, tmp_path):
-    shutil.copytree(small_run, tmp_path / "run")
-    result = command("papermill", ROOT / "nbs" / "03_error_analysis.ipynb", tmp_path / "out.ipynb", "--no-progress-bar",
-                     "-p", "run_dir", tmp_path / "run", "-p", "test_images", "100")
-    assert result.returncode == 0, result.stderr
-    assert read(tmp_path / "run" / "metrics.json")["n"] == 100
 
 
 def test_plain_papermill_trains(tmp_path):
