@@ -238,7 +238,7 @@ def open_cluster(scheduler: str | None,  # address, such as tcp://host:8786; Non
                          "or correct the address.") from None
     with client: yield client
 
-# %% ../nbs/17_batch.ipynb #3716f116
+# %% ../nbs/17_batch.ipynb #bfec1e89
 def lost() -> InputError: return InputError("the connection to the scheduler was lost: go on with --resume once it is back.")
 
 
@@ -332,7 +332,8 @@ class Batch:
             if "archive" in outcome and outcome["status"] != "waiting":
                 try: unpack_run(outcome["archive"], outcome["sha256"], self.grid_path / run["run"])
                 except (OSError, ValueError) as error: return self.end(run, "failed", f"what came back is not whole: {error}")
-            if outcome["status"] != "done" and read_run(folder := self.grid_path / run["run"]): write_pages(folder)  # now they know why
+            if outcome["status"] != "done" and read_run(folder := self.grid_path / run["run"]):
+                with suppress(OSError, ValueError): write_pages(folder)  # once more: now it is known why; else they stay as they are
             return self.end(run, outcome["status"], outcome["reason"])
         error = future.exception() if future.status == "error" else None
         if isinstance(error, KilledWorker) and len(run["workers"]) < 2 and not self.closing: return self.submit(run, begun=1)

@@ -191,7 +191,7 @@ def name_runs(runs: list[dict[str, Any]]) -> list[str]:
         return text if len(text) <= 100 else "run-" + hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12]
     return [name(run) for run in runs]
 
-# %% ../nbs/16_grids.ipynb #1ce190ca
+# %% ../nbs/16_grids.ipynb #28765c10
 def complete(given: dict[str, Any],  # parameters of a run
              recipe: str,
              declared: dict[str, Parameter],
@@ -218,7 +218,9 @@ def plan_grid(spec: GridSpec,
         try: check_parameters(apply_recipe(spec.recipe, given), declared)
         except InputError as error: run = {**run, "status": "failed", "reason": str(error)}
         else:
-            if run["status"] in ("failed", "running"): run = {"run": run["run"], "parameters": run["parameters"], "status": "waiting"}
+            if run["status"] in ("failed", "running"):
+                kept = {name: run[name] for name in ("run", "parameters", "spent") if name in run}
+                run = {**kept, "status": "waiting"}
         runs.append(run)
     if all(run["status"] == "failed" for run in runs): raise InputError(f"none of the runs is possible: {runs[0]['reason']}")
     runs = [run for run in old.values() if run["status"] in ("done", "stopped")] + runs

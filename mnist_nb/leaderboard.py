@@ -118,7 +118,7 @@ def right_or_wrong(grid_path: Path,
     images = min(len(labels) for labels, _ in found)
     return np.stack([(logits.argmax(1) == labels)[:images] for labels, logits in found])
 
-# %% ../nbs/18_leaderboard.ipynb #efe1e489
+# %% ../nbs/18_leaderboard.ipynb #d2a3ba9e
 LEVELS = (0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)  # accuracies on the axis
 
 
@@ -177,7 +177,7 @@ def strip_chart(name: str,             # of the parameter
             aside = spread * ((i * 0.618) % 1 - 0.5) * 2 if few else 0  # beside each other, the same on each day
             drawn.append(Markup('<circle cx="{:.1f}" cy="{:.1f}" r="2.4"><title>{} {:.2%}</title></circle>').format(
                 x(value) + aside, y(accuracy), run, accuracy))
-        if few:
+        if few and name != "seed":  # a seed is a repetition: its mean says nothing
             mean = float(group.valid_accuracy.mean())
             bad, good = mean_interval(mean, spread_of[group.index].to_numpy())
             drawn.append(Markup('<path class="mean" d="M{:.1f} {:.1f}h18m-9 0"/><path class="interval" d="M{:.1f} {:.1f}V{:.1f}"/>').format(

@@ -169,6 +169,7 @@ def dask_cluster(folder: Path, names: str):
         for process in processes.values(): process.wait(20)
 
 
+@pytest.mark.slow
 def test_workers_elsewhere_and_one_dies(toy, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     with dask_cluster(elsewhere, "ab") as (address, workers):
@@ -196,6 +197,7 @@ def test_workers_elsewhere_and_one_dies(toy, tmp_path_factory):
     assert not list(toy.reports.rglob(".incoming*"))
 
 
+@pytest.mark.slow
 def test_workers_notice_that_nobody_waits(toy, tmp_path_factory):
     with dask_cluster(tmp_path_factory.mktemp("elsewhere"), "a") as (address, workers):
         process = toy.start("--name=lost", "--param=weight_decay=30", f"--scheduler={address}")
@@ -308,6 +310,7 @@ def test_threads_follow_the_cores_of_a_machine(one_run):
     assert one_run.beside == {"10.0.0.1": 2, "10.0.0.2": 2}
 
 
+@pytest.mark.slow
 def test_a_run_of_a_grid_is_the_run_alone(tmp_path):
     "Real trainings, two at a time, and one of them in this process."
     toy = Toy(tmp_path, real=("02_training",))
@@ -324,6 +327,7 @@ def test_a_run_of_a_grid_is_the_run_alone(tmp_path):
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+@pytest.mark.slow
 def test_the_matrix_of_github(toy):
     "The commands of the example, one machine after the other, their folders put together as its last job does."
     workflow = yaml.safe_load((ROOT / "examples" / "github-actions.yml").read_text())

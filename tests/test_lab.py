@@ -260,6 +260,7 @@ picker""")
     until(page, "list(picker.runs)", "['small']")
 
 
+@pytest.mark.slow
 def test_the_tour_runs_and_is_saved_clean(notebook, lab):
     page = notebook("index")
     expect(page.locator(".drawing table").last).to_be_visible(timeout=120_000)  # of the last widget

@@ -138,6 +138,7 @@ def test_bad_input_is_refused_before_anything_starts(words, message, tmp_path, c
     assert not (tmp_path / "reports").exists()
 
 
+@pytest.mark.slow
 def test_plain_papermill_trains(tmp_path):
     result = command("papermill", ROOT / "nbs" / "02_training.ipynb", tmp_path / "out.ipynb", "--no-progress-bar",
                      "-p", "run_dir", tmp_path / "run", "-p", "epochs", "1", "-p", "arch", "base", "-p", "train_images", "1000")
@@ -160,6 +161,7 @@ def wait_for(condition, seconds: float = 120.0):
     raise AssertionError(f"nothing happened within {seconds} s")
 
 
+@pytest.mark.slow
 def test_killed_then_resumed(tmp_path):
     "A killed kernel in the real training stage; then the run is finished from where it was. The other stages are toys."
     run, checkout = tmp_path / "hard", toy_checkout(tmp_path / "checkout", real=("02_training",))

@@ -289,6 +289,7 @@ def malformed(kind: int, draw: np.random.Generator, png: bytes) -> list[bytes]:
     ][kind]()
 
 
+@pytest.mark.slow
 def test_ten_thousand_malformed_requests(service, png):
     draw, kinds = np.random.default_rng(0), 26
     process = psutil.Process(service.pid)

@@ -132,6 +132,7 @@ def torchrun(*words: str) -> list[str]:
     return [executable("torchrun"), "--standalone", "--nproc_per_node=2", executable("mnist-train"), *words]
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(tmp_path):
     alone = command("mnist-train", *TEAM, f"--save_dir={tmp_path / 'alone'}")
     assert alone.returncode == 0, alone.stderr
