@@ -238,7 +238,7 @@ def open_cluster(scheduler: str | None,  # address, such as tcp://host:8786; Non
                          "or correct the address.") from None
     with client: yield client
 
-# %% ../nbs/17_batch.ipynb #bfec1e89
+# %% ../nbs/17_batch.ipynb #9f23d678
 def lost() -> InputError: return InputError("the connection to the scheduler was lost: go on with --resume once it is back.")
 
 
@@ -268,8 +268,9 @@ class Batch:
         client.subscribe_topic(self.topic, lambda event: self.queue.put(("told", event[1])))
         if elsewhere:
             try: client.register_plugin(Bundle(pack_project()), name=self.bundle)
-            except ModuleNotFoundError as error:
-                raise InputError(f"a worker lacks {error.name}: install the project on it with `pip install -e .`") from None
+            except Exception as error:  # what a worker raised, in one wrapping or another
+                if "No module named" not in str(error): raise
+                raise InputError(f"a worker cannot load the project ({error}): install it there with `pip install -e .`") from None
 
     def slots(self) -> int:
         "How many runs can be at work now."
