@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,15 @@ def command(name: str, *words: str, cwd: Path = ROOT, **env: str) -> subprocess.
 def report_words(run: str, reports: Path, **parameters) -> list[str]:
     "The command line of a small run."
     return ["--run", run, "--reports", str(reports), *(f"--param={name}={value}" for name, value in {**SMALL, **parameters}.items())]
+
+
+def wait_for(condition, seconds: float = 120.0):
+    "The first true value of `condition()`."
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition(): return value
+        time.sleep(0.05)
+    raise AssertionError(f"nothing happened within {seconds} s")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SMALL, executable
+from conftest import ROOT, SMALL, executable, wait_for
 from distributed import KilledWorker
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -69,15 +69,6 @@ def at_work(folder) -> list[psutil.Process]:
             if is_alive(process) and process.environ().get("PYTHONPATH") == str(folder): found.append(process)
         except psutil.Error: continue
     return found
-
-
-def wait_for(condition, seconds: float = 60.0):
-    "The first true value of `condition()`."
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := condition(): return value
-        time.sleep(0.1)
-    raise AssertionError(f"nothing happened within {seconds} s")
 
 
 def test_three_runs_fail_each_in_its_own_way(toy):

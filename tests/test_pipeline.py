@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import time
 
 import nbformat
 import numpy as np
@@ -11,7 +10,7 @@ import onnxruntime
 import pandas as pd
 import psutil
 import pytest
-from conftest import ROOT, SMALL, command, report_words
+from conftest import ROOT, SMALL, command, report_words, wait_for
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from toy import toy_checkout, toy_env, toy_words
@@ -150,15 +149,6 @@ def test_plain_papermill_trains(tmp_path):
 def kernels(process) -> list[psutil.Process]:
     "The kernel processes below a command."
     return [child for child in psutil.Process(process.pid).children(recursive=True) if "ipykernel_launcher" in " ".join(child.cmdline())]
-
-
-def wait_for(condition, seconds: float = 120.0):
-    "The first true value of `condition()`."
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := condition(): return value
-        time.sleep(0.05)
-    raise AssertionError(f"nothing happened within {seconds} s")
 
 
 @pytest.mark.slow
