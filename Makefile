@@ -28,7 +28,7 @@ report: .venv/installed  ## train on MNIST and write the report to reports/impro
 test: .venv/installed  ## run the tests: lint, notebooks, pytest
 	@$(MAKE) --no-print-directory lint
 	@echo "== the notebooks' own tests"
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_file_re '^[_.]|^index'  # make slow runs the tour in JupyterLab
+	PYTHONPATH=$(CURDIR)/tests/guard$${PYTHONPATH:+:$$PYTHONPATH} OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_file_re '^[_.]|^index'  # make slow runs the tour in JupyterLab
 	@echo "== pytest"
 	$(BIN)/python -m pytest tests -m "not slow" --numprocesses 3 --dist loadfile
 
