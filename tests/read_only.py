@@ -52,7 +52,8 @@ def run_protected(words: list[str], checkout: Path, home: Path, seconds: float =
     "Runs a command on the code of `checkout`, with `home`/home and `home`/temporary in place of the user's folders."
     for name in ("home", "temporary"): (home / name).mkdir(parents=True, exist_ok=True)
     env = {name: value for name, value in os.environ.items() if name not in HOMES}
-    env |= {"PYTHONPATH": str(checkout), "HOME": str(home / "home"), "TMPDIR": str(home / "temporary"), "PYTHONUSERBASE": site.getuserbase()}
+    env |= {"PYTHONPATH": str(checkout), "HOME": str(home / "home"), "TMPDIR": str(home / "temporary"),
+            "PYTHONUSERBASE": site.getuserbase()}
     return subprocess.run(words, cwd=checkout, env=env, capture_output=True, text=True, timeout=seconds, preexec_fn=obey_permissions)
 
 
