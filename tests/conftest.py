@@ -4,6 +4,7 @@ import ast
 import contextlib
 import fcntl
 import io
+import json
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import pytest
 from nbformat.v4 import new_output
 from notebooks import copy_checkout, in_copy, train_scratch
 from papermill.engines import Engine, papermill_engines
+from read_only import report_on_read_only_checkout
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
 os.environ.pop("TQDM_DISABLE", None)
@@ -123,12 +125,10 @@ def write_without_examples(notebook: Path, target: Path) -> None:
     nbformat.write(whole, target)
 
 
-def stage_checkout(folder: Path) -> Path:  # `folder`
-    "A checkout with the stages as they are, but for most of their examples."
-    copy_checkout(ROOT, folder)
+def leave_out_examples(checkout: Path) -> None:
+    "Shortens most stages of a checkout to what the run needs; one keeps its examples, for the looks of its page."
     for stage in ("00_data", "02_training", "03_error_analysis", "04_export"):
-        write_without_examples(ROOT / "nbs" / f"{stage}.ipynb", folder / "nbs" / f"{stage}.ipynb")
-    return folder
+        write_without_examples(ROOT / "nbs" / f"{stage}.ipynb", checkout / "nbs" / f"{stage}.ipynb")
 
 
 def command_in(checkout: Path, name: str, *words: str) -> subprocess.CompletedProcess:
@@ -145,42 +145,43 @@ def shared(tmp_path_factory) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def made_once(folder: Path):
-    "Holds `folder` while it is made; the others wait. Gives whether it has to be made."
+def make_once(folder: Path, make) -> Path:  # `folder`
+    "Lets one process call `make(folder)`, while the others wait. If it fails, nobody tries again."
+    done, failed = folder.with_suffix(".done"), folder.with_suffix(".failed")
     with open(folder.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = folder.with_suffix(".done")
-        yield not done.exists()
-        done.touch()
+        if failed.exists(): pytest.fail(f"{folder.name} could not be made: see the first failure")
+        if not done.exists():
+            failed.touch()
+            make(folder)
+            failed.rename(done)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def small_run(shared) -> Path:
     """The folder of a small run on real digits: all five stages, a few thousand images; it stays as it is.
-    Beside it are the page of all runs, and the checkout that it was made in."""
-    with made_once(shared / "runs") as wanted:
-        if wanted: make_small_run(shared / "runs")
-    return shared / "runs" / "small"
+    Beside it are the page of all runs and, in read_only/checkout, the checkout that it was made in."""
+    return make_once(shared / "runs", make_small_run) / "small"
 
 
 def make_small_run(reports: Path) -> None:
     "Makes the run, or takes a copy of the one that was made below $MNIST_NB_SMALL_RUN before."
-    if ready := os.environ.get("MNIST_NB_SMALL_RUN"): return shutil.copytree(ready, reports, dirs_exist_ok=True, symlinks=True)
-    checkout = stage_checkout(reports / "checkout")
-    result = command_in(checkout, "mnist-report", *report_words("small", reports))
+    if ready := os.environ.get("MNIST_NB_SMALL_RUN"): return shutil.copytree(ready, reports, dirs_exist_ok=True)
+    reports.mkdir()
+    result, listings = report_on_read_only_checkout(report_words("small", reports), reports / "read_only", leave_out_examples)
     assert result.returncode == 0, result.stdout + result.stderr
+    (reports / "read_only" / "listings.json").write_text(json.dumps(listings))
     (reports / "small" / "terminal.txt").write_text(result.stdout)
 
 
 @pytest.fixture(scope="session")
 def scratch(shared) -> Path:
     "The small model that the notebooks train for themselves, in `reports/scratch`, where they find none."
-    with made_once(shared / "scratch") as wanted:
-        if wanted:
-            copy, log = copy_checkout(ROOT, shared / "scratch"), shared / "scratch.log"
-            assert in_copy(copy, train_scratch, log=log, seconds=120) == 0, log.read_text()
-    return shared / "scratch" / "reports" / "scratch"
+    def make(folder):
+        copy, log = copy_checkout(ROOT, folder), folder / "log"
+        assert in_copy(copy, train_scratch, log=log, seconds=120) == 0, log.read_text()
+    return make_once(shared / "scratch", make) / "reports" / "scratch"
 
 
 FIRST = [f"test_{name}.py" for name in ("lab", "serving", "grids", "training", "inference", "commands", "notebooks")]  # these take long

@@ -16,7 +16,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from toy import toy_checkout, toy_env, toy_words
 
 from mnist_nb import cli
-from mnist_nb.data import load_digits
+from mnist_nb.data import load_test_digits
 from mnist_nb.pipeline import STAGES
 
 
@@ -45,7 +45,7 @@ def test_run_json_says_what_was_done(small_run):
 
 def test_metrics_agree_with_the_predictions(small_run):
     labels, logits = (np.load(small_run / "predictions.npz")[name] for name in ("labels", "logits"))
-    np.testing.assert_array_equal(labels, load_digits("test").labels[:1000])
+    np.testing.assert_array_equal(labels, load_test_digits(1000).labels)
     predicted, metrics = logits.argmax(1), read(small_run / "metrics.json")
     assert metrics["accuracy"] == (labels == predicted).mean() and metrics["errors"] == (labels != predicted).sum()
     interval = binomtest(int((labels == predicted).sum()), 1000).proportion_ci(method="wilson")
@@ -61,7 +61,7 @@ def test_metrics_agree_with_the_predictions(small_run):
 
 def test_onnx_file_gives_the_predictions_of_the_report(small_run):
     stored = np.load(small_run / "predictions.npz")["logits"]
-    images = load_digits("test").images[:1000]
+    images = load_test_digits(1000).images
     session = onnxruntime.InferenceSession(small_run / "model.onnx", providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"images": images})[0], stored, atol=1e-4)
     files = read(small_run / "export.json")["files"]
@@ -109,7 +109,8 @@ def test_pages_put_results_first_and_hold_everything(small_run):
 
 def test_resume_keeps_what_is_unchanged(small_run):
     before = read(small_run / "run.json")
-    result = command_in(small_run.parent / "checkout", "mnist-report", "--run", "small", "--reports", small_run.parent, "--resume")
+    checkout = small_run.parent / "read_only" / "checkout"
+    result = command_in(checkout, "mnist-report", "--run", "small", "--reports", small_run.parent, "--resume")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("unchanged, kept") == 5  # its parameters came from the run, not from the defaults
     after = read(small_run / "run.json")
