@@ -118,7 +118,7 @@ def run_quick(files: str,        # of tests/, separated by spaces
     import pytest
     times, only = Path(times_path), {"None": None, "True": True, "False": False}[own_run]
     plugin = Quick(json.loads(times.read_text()) if times.exists() else {}, only, browser=only is True)
-    code = run_pytest(*files.split(), "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", plugins=[plugin])
+    code = run_pytest(*files.split(), "-x", "-q", "-p", "no:cacheprovider", plugins=[plugin])
     if not times.exists() and code in (0, 5): times.write_text(json.dumps(plugin.measured))
     return 0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else int(code)
 
