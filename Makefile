@@ -17,7 +17,7 @@ CHECK := import os, re; from importlib.util import find_spec; \
 	print(*[f"it belongs to {path}" for path in foreign[:1]])
 VENV_PROBLEM := $(shell if [ -e .venv ] || [ -L .venv ]; then $(BIN)/python -P -c '$(CHECK)' 2>/dev/null || echo "it does not start"; fi)
 
-.PHONY: report test slow bench lint notebooks lab runtime demo clean help FORCE
+.PHONY: report test slow mutants bench lint notebooks lab runtime demo clean help FORCE
 
 help:  ## show these lines
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,13 +27,14 @@ report: .venv/installed  ## train on MNIST and write the report to reports/impro
 
 test: .venv/installed  ## run the tests: lint, notebooks, pytest
 	@$(MAKE) --no-print-directory lint
-	@echo "== the notebooks' own tests"
-	PYTHONPATH=$(CURDIR)/tests/guard$${PYTHONPATH:+:$$PYTHONPATH} OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_file_re '^[_.]|^index'  # make slow runs the tour in JupyterLab
-	@echo "== pytest"
-	$(BIN)/python -m pytest tests -m "not slow" --numprocesses 3 --dist loadfile
+	@echo "== the tests, the notebooks' own among them"
+	$(BIN)/python -m pytest tests -m "not slow" --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
 slow: .venv/installed  ## run the tests that take long: several processes, killed workers, ten thousand requests
-	$(BIN)/python -m pytest tests -m slow --numprocesses 2
+	$(BIN)/python -m pytest tests -m slow --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+mutants: .venv/installed  ## break the code line by line, and list what the tests do not notice
+	$(BIN)/python tests/mutants.py $(MUTANTS)
 
 bench: .venv/installed  ## measure the speed of training, prediction and service; with nothing else running
 	$(BIN)/python benchmarks/speed.py --output speed.json

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SHA256', 'SPLITS', 'AUGMENTATIONS', 'parse_idx', 'read_archive', 'has_archives', 'download_archives', 'is_data_here',
-           'find_data', 'Digits', 'load_digits', 'check_test_images', 'load_test_digits', 'show', 'digit_grid',
-           'check_split', 'split_digits', 'pixel_statistics', 'to_unit', 'Augmentation', 'affine_matrices',
-           'pixel_places', 'warp', 'elastic_basis', 'cut_out', 'augment', 'augmentation_grid', 'one_of_each',
-           'photo_of', 'extract_samples', 'load_samples', 'class_balance', 'plot_class_balance']
+           'find_data', 'Digits', 'load_digits', 'check_test_images', 'strata_order', 'test_order',
+           'sample_test_numbers', 'load_test_digits', 'show', 'digit_grid', 'check_split', 'split_digits',
+           'pixel_statistics', 'to_unit', 'Augmentation', 'affine_matrices', 'pixel_places', 'warp', 'elastic_basis',
+           'cut_out', 'augment', 'augmentation_grid', 'one_of_each', 'photo_of', 'extract_samples', 'load_samples',
+           'class_balance', 'plot_class_balance']
 
 # %% ../nbs/00_data.ipynb #56ddfca5
 import gzip
@@ -144,13 +145,36 @@ def check_test_images(test_images: int) -> None:  # 1 to 10,000
     "Raises an `InputError` when the test set does not have so many."
     if not 1 <= test_images <= 10_000: raise InputError(f"test_images={test_images:,} is out of range: give 1 to 10,000.")
 
+# %% ../nbs/00_data.ipynb #3f7ac933
+def strata_order(strata: np.ndarray,  # (N,) what to stratify by
+                 seed: int = 0,
+                ) -> np.ndarray:      # (N,) positions; each beginning of it is a stratified sample
+    "Positions in random order, each stratum spread evenly from the first to the last."
+    random, key = np.random.default_rng(seed), np.empty(len(strata))
+    for stratum in np.unique(strata):
+        inside = random.permutation(np.flatnonzero(strata == stratum))
+        key[inside] = (np.arange(len(inside)) + random.random(len(inside))) / len(inside)
+    return np.argsort(key, kind="stable")
 
-def load_test_digits(test_images: int = 10_000,  # how many, from the start of the file; 1 to 10,000
-                    ) -> Digits:
-    "The test set, or its beginning for a quick look."
+
+@lru_cache
+def test_order() -> np.ndarray:  # (10000,) image numbers
+    "The test images in the order in which samples take them, stratified by digit and half of the file."
+    labels = load_digits("test").labels
+    return strata_order(labels + 10 * (np.arange(len(labels)) >= len(labels) // 2))
+
+
+def sample_test_numbers(test_images: int = 10_000,  # how many; 1 to 10,000
+                       ) -> np.ndarray:             # (test_images,) int64, ascending; positions in the test file
+    "Which test images a test set of this size consists of."
     check_test_images(test_images)
-    images, labels = load_digits("test")
-    return Digits(images[:test_images], labels[:test_images])
+    return np.sort(test_order()[:test_images])
+
+
+def load_test_digits(test_images: int = 10_000,  # how many; 1 to 10,000
+                    ) -> Digits:                 # in the order of the file
+    "The test set, or a stratified sample of it: always the same one."
+    return load_digits("test").take(sample_test_numbers(test_images))
 
 # %% ../nbs/00_data.ipynb #c68b1ec4
 def show(figure: Figure,  # closed afterwards, so that it is not shown twice

@@ -22,7 +22,7 @@ from scipy import stats
 from .batch import parameter_space
 from .display import STATIC, Column, html_table
 from .grids import believe_folders, complete, in_words, read_grid, varying
-from .metrics import load_predictions, wilson_interval
+from .metrics import common_images, load_predictions, wilson_interval
 from .pipeline import TEMPLATES, declared_parameters, filter_choices, resume_command, run_status
 from .runs import InputError, atomic_write, read_run
 
@@ -111,12 +111,10 @@ def describe_settings(result: dict[str, Any],  # from `compare_settings`
 
 
 def right_or_wrong(grid_path: Path,
-                   runs: list[str],  # of a setting, one a seed
-                  ) -> np.ndarray:   # (seeds, images) bool
-    "What the runs of a setting got right."
-    found = [load_predictions(grid_path / run) for run in runs]
-    images = min(len(labels) for labels, _ in found)
-    return np.stack([(logits.argmax(1) == labels)[:images] for labels, logits in found])
+                   runs: list[str],
+                  ) -> np.ndarray:   # (runs, images) bool, of the images that all of them were tested on
+    "What each of several runs got right."
+    return np.stack([run.logits.argmax(1) == run.labels for run in common_images(*(load_predictions(grid_path / run) for run in runs))])
 
 # %% ../nbs/18_leaderboard.ipynb #d2a3ba9e
 LEVELS = (0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)  # accuracies on the axis
@@ -244,13 +242,11 @@ def describe_best(grid_path: Path,
         def by_seed(setting): return {read_run(grid_path / run)["parameters"]["seed"]: run for run in setting.runs}
         ours, theirs = by_seed(best), by_seed(second)
         common = sorted(ours.keys() & theirs.keys())
-        try: results = [right_or_wrong(grid_path, [runs[seed] for seed in common]) for runs in (theirs, ours)] if common else []
+        try: right = right_or_wrong(grid_path, [runs[seed] for runs in (theirs, ours) for seed in common]) if common else None
         except InputError as error: said.append(f"It cannot be compared with the next one: {error}")
         else:
-            if not common: said.append(f"The next one, [{second.setting}], was trained with other seeds: they cannot be paired.")
-            else:
-                images = min(right.shape[1] for right in results)
-                said.append(describe_settings(compare_settings(*(right[:, :images] for right in results)), second.setting, best.setting))
+            if right is None: said.append(f"The next one, [{second.setting}], was trained with other seeds: they cannot be paired.")
+            else: said.append(describe_settings(compare_settings(*np.split(right, 2)), second.setting, best.setting))
     return said
 
 

@@ -202,7 +202,8 @@ class ErrorBrowser(LabWidget):
                 ):
         self.digits, self.probabilities, self.subject = digits, probabilities, subject
         self.predicted, self.confidence = probabilities.argmax(1), probabilities.max(1)
-        cut = cut_slices(digits.images)
+        self.numbers = np.arange(len(digits.labels)) if subject is None else subject.numbers  # of the images, in the test file
+        cut = cut_slices(digits.images, self.numbers)
         self.members = dict(zip(cut.property + ": " + cut.slice, cut.members))
         everything = {"true": "any", "predicted": "any", "slice": "any", "low": 0, "high": 1, "errors": True}
         for name in chosen: choose("filter", name, everything)
@@ -217,8 +218,10 @@ class ErrorBrowser(LabWidget):
                  **chosen: Any,
                 ) -> "ErrorBrowser":
         "The errors of a run: what its predictions.npz says, explained with its best model."
-        labels, logits = load_predictions(from_root(run))
+        labels, logits, numbers = load_predictions(from_root(run))
         subject = load_subject(run, len(labels), device)
+        if not np.array_equal(numbers, subject.numbers):
+            raise InputError(f"{run}: its predictions are of other test images than this version draws: run the error analysis again.")
         if np.abs(subject.logits_of(subject.test.images[:100]) - logits[:100]).max() > 0.05:
             raise InputError(f"{run}: its predictions are of another model than its checkpoint: run the error analysis again.")
         return cls(subject.test, softmax(logits.astype(np.float64), axis=1), subject, **chosen)
@@ -237,7 +240,7 @@ class ErrorBrowser(LabWidget):
 
     def words(self, index: int) -> str:
         "What there is to say of an image."
-        return f"#{index}, true {self.digits.labels[index]}, predicted {self.predicted[index]}, {self.confidence[index]:.1%}"
+        return f"#{self.numbers[index]}, true {self.digits.labels[index]}, predicted {self.predicted[index]}, {self.confidence[index]:.1%}"
 
     def refresh(self, change: dict | None = None) -> None:
         "Finds what matches, and shows a page of it."
@@ -262,7 +265,7 @@ class ErrorBrowser(LabWidget):
 
     def explanation(self, index: int) -> Markup:
         image, true, predicted = self.digits.images[index], self.digits.labels[index], self.predicted[index]
-        figures = [(picture(image, f"Image {index}", 112), self.words(index))]
+        figures = [(picture(image, f"Image {self.numbers[index]}", 112), self.words(index))]
         if self.subject:
             subject, batch = self.subject, self.subject.on_device(image[None])
             against = true if true != predicted else np.argsort(-self.probabilities[index])[1]

@@ -179,7 +179,7 @@ def test_errors_are_filtered_explained_and_chosen(notebook, small_run):
     page = notebook("errors", f"""from mnist_nb.widgets import ErrorBrowser
 browser = ErrorBrowser.from_run({str(small_run)!r})
 browser""")
-    labels, logits = load_predictions(small_run)
+    labels, logits, numbers = load_predictions(small_run)
     predicted = logits.argmax(1)
     pairs, counts = np.unique(np.stack([labels, predicted])[:, labels != predicted], axis=1, return_counts=True)
     true, taken_for = map(int, pairs[:, counts.argmax()])
@@ -193,7 +193,7 @@ browser""")
     assert sorted(shown) == expected[:60] or len(expected) > 60
     first = page.locator(".grid button").first
     first.click()
-    expect(page.locator(".detail")).to_contain_text(f"#{shown[0]}, true {true}, predicted {taken_for}")
+    expect(page.locator(".detail")).to_contain_text(f"#{numbers[shown[0]]}, true {true}, predicted {taken_for}")
     expect(page.locator(".detail figure")).to_have_count(5)  # the image, its saliency, three training images
     assert value_of(page, "browser.selected") == str(shown[0])
     first.focus()
