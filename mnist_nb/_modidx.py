@@ -447,6 +447,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'mnist_nb.runs.now': ('runs.html#now', 'mnist_nb/runs.py'),
                                'mnist_nb.runs.project_root': ('runs.html#project_root', 'mnist_nb/runs.py'),
                                'mnist_nb.runs.read_run': ('runs.html#read_run', 'mnist_nb/runs.py'),
+                               'mnist_nb.runs.refuse_pointer': ('runs.html#refuse_pointer', 'mnist_nb/runs.py'),
                                'mnist_nb.runs.require_writable': ('runs.html#require_writable', 'mnist_nb/runs.py'),
                                'mnist_nb.runs.update_run': ('runs.html#update_run', 'mnist_nb/runs.py'),
                                'mnist_nb.runs.write_json': ('runs.html#write_json', 'mnist_nb/runs.py')},
