@@ -83,7 +83,7 @@ def work() -> None:
 def family_of(process: subprocess.Popen) -> list[psutil.Process]:
     "What a process has started; nothing if it has ended."
     try: return psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    except psutil.NoSuchProcess: return []
+    except psutil.Error: return []
 
 
 def end_process(process: subprocess.Popen,
@@ -97,7 +97,8 @@ def end_process(process: subprocess.Popen,
     except subprocess.TimeoutExpired: process.kill()
     process.wait()
     _, left = psutil.wait_procs(family, timeout=0.2)
-    for other in left: other.kill()
+    for other in left:
+        with suppress(psutil.Error): other.kill()  # it may have ended since
     psutil.wait_procs(left, timeout=0.2)
 
 

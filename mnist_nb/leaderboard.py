@@ -202,7 +202,7 @@ def value_groups(values: pd.Series,  # of a parameter, in the runs to compare
     group = {known[i]: number for number, part in enumerate(np.array_split(np.arange(len(known)), count)) for i in part}
     return values.map(group).to_numpy()
 
-# %% ../nbs/18_leaderboard.ipynb #f2bedce3
+# %% ../nbs/18_leaderboard.ipynb #3ea9c46e
 def comparable_runs(done: pd.DataFrame,  # runs that are done: the parameters that vary, and valid_accuracy
                     name: str,            # of a parameter
                     drawn: bool,          # whether the settings were drawn at random
@@ -218,7 +218,7 @@ def comparable_runs(done: pd.DataFrame,  # runs that are done: the parameters th
     means = settings.valid_accuracy.mean().reset_index()
     return pd.DataFrame({"valid_accuracy": means.valid_accuracy, "value": means[name], "block": 0})
 
-# %% ../nbs/18_leaderboard.ipynb #46d8d07d
+# %% ../nbs/18_leaderboard.ipynb #3e4b565e
 def explained_variance(runs: pd.DataFrame,  # from `comparable_runs`
                        groups: np.ndarray,   # (runs,) int, from `value_groups`
                        rounds: int = 1999,   # of random exchanges
@@ -245,7 +245,7 @@ def holm(p: np.ndarray) -> np.ndarray:  # p-values, in any order
     corrected = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)) if len(p) else p
     return np.minimum(corrected, 1)[np.argsort(order)]
 
-# %% ../nbs/18_leaderboard.ipynb #ced9ad88
+# %% ../nbs/18_leaderboard.ipynb #91da4ae8
 def parameter_importance(frame: pd.DataFrame,   # from `load_runs`
                          drawn: bool = False,    # whether the settings were drawn at random
                          fewest: int = 10,       # runs below which nothing is said
