@@ -260,7 +260,7 @@ def serve(words: Sequence[str] | None = None) -> int:  # command line; None take
 
 # %% ../nbs/09_cli.ipynb #7e02ada3
 def compare(words: Sequence[str] | None = None) -> int:  # command line; None takes the process's own
-    "Command `mnist-compare`: whether one run's model is better than another's, or the difference is noise."
+    "Command `mnist-compare`: whether one run's model is better than another's, or the difference may be chance."
     parser = new_parser("Compare the predictions of two runs, image by image.")
     parser.add_argument("first", metavar="RUN_A", help="name of a run in reports/, or its folder")
     parser.add_argument("second", metavar="RUN_B", help="the run to judge: better or worse than RUN_A?")
@@ -271,12 +271,14 @@ def compare(words: Sequence[str] | None = None) -> int:  # command line; None ta
         from mnist_nb import metrics
         reports = Path(options.reports).resolve() if options.reports else from_root("reports")
         first, second = (find_run(name, reports) for name in (options.first, options.second))
+        names = (first.name, second.name) if first.name != second.name or first == second else (str(first), str(second))
         common = metrics.common_predictions(*map(metrics.load_predictions, (first, second)))
         result, by_digit = metrics.compare(*common), metrics.compare_digits(*common)
         if options.json:
             print(json.dumps({"first": first.name, "second": second.name, **result, "by_digit": by_digit.to_dict("records")}, indent=1))
             return 0
-        print(metrics.describe_comparison(result, first.name, second.name))
+        print(metrics.describe_comparison(result, *names))
+        if first == second: return 0
         for path, accuracy in ((first, result["first_accuracy"]), (second, result["second_accuracy"])):
             print(f"  {path.name}: {accuracy:.2%} of {result['n']:,} images")
         print(by_digit.rename(columns={"first": f"errors of {first.name}", "second": f"errors of {second.name}"}).to_string(index=False))

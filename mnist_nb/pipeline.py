@@ -94,7 +94,7 @@ def notebook_path(stage: str) -> Path:
 def read_notebook(path: Path) -> NotebookNode:
     "A notebook, or an `InputError` that says why it cannot be read."
     try: return nbformat.read(path, as_version=4)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:  # nbformat's own, and those of a file that it half understands
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:  # of a file that nbformat half understands, too
         why = error.strerror if isinstance(error, OSError) else str(error).split("\n")[0][:100]
         raise InputError(f"{path} cannot be read as a notebook ({why}). If it was left by a merge that stopped, finish the merge; "
                          f"`git checkout -- {path.name}` in its folder restores the committed one.") from None
@@ -466,8 +466,8 @@ def lock_by_name(run_path: Path,  # run folder
     "Enters this process into the lock file, for want of a lock. Raises an `InputError` if another one is in it."
     warn(f"{shorten(run_path)} is on a file system without file locks: do not start two runs of this name at the same moment.")
     if is_alive(holder := read_holder(file)):
-        raise InputError(f"run {run_path.name!r} is running now, in process {holder['pid']} on {holder['host']}: wait for it, or use another "
-                         f"name. If there is no such process, delete {shorten(run_path / '.lock')}.")
+        raise InputError(f"run {run_path.name!r} is running now, in process {holder['pid']} on {holder['host']}: wait for it, or use "
+                         f"another name. If there is no such process, delete {shorten(run_path / '.lock')}.")
     file.truncate(0)
     file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}))
     file.flush()
@@ -562,7 +562,8 @@ def index_row(run_path: Path,            # run folder
     filterable.pop("compare_with", None)  # says nothing of the model
     texts = {name: str(run.get(name) or "") for name in ("created", "recipe", "device", "error")}
     metrics = {name: value for name, value in run.get("metrics", {}).items() if is_figure(value)}
-    return {**texts, "run": run_path.name, "status": status, "page": page, "parameters": dict(run.get("parameters", {})), "metrics": metrics,
+    return {**texts, "run": run_path.name, "status": status, "page": page, "parameters": dict(run.get("parameters", {})),
+            "metrics": metrics,
             "curve": accuracy_curve(run_path), "filterable": {name: str(value) for name, value in filterable.items()}}
 
 
@@ -592,7 +593,8 @@ def write_index(reports: Path,  # folder of the run folders
         text = templates.get_template("report/all_runs.html.j2").render(runs=rows, filters=filter_choices(rows), grids=list_grids(reports),
                                                                         curve_drawing=curve_drawing)
         with atomic_write(page) as temporary: temporary.write_text(text, encoding="utf-8")
-    except Exception as error: warn(f"The list of runs, {shorten(page)}, could not be written ({describe_error(error)}). No run depends on it.")
+    except Exception as error:  # nothing about the list of runs may end a run
+        warn(f"The list of runs, {shorten(page)}, could not be written ({describe_error(error)}). No run depends on it.")
     return page
 
 # %% ../nbs/08_pipeline.ipynb #983a8e17
@@ -758,8 +760,8 @@ def check_replaceable(run_path: Path) -> None:  # run folder
     "Raises an `InputError` for a finished run: hours of work go only when that is asked for."
     run = read_run(run_path)
     if run.get("status") == "done":
-        raise InputError(f"run {run_path.name!r} is finished, since {run.get('finished') or 'an unknown time'}: give --resume to keep what is "
-                         "unchanged in it, --replace to delete it and start anew, or another name with --run.")
+        raise InputError(f"run {run_path.name!r} is finished, since {run.get('finished') or 'an unknown time'}: give --resume to keep "
+                         "what is unchanged in it, --replace to delete it and start anew, or another name with --run.")
 
 
 def check_comparison(run_path: Path,  # run folder

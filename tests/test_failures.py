@@ -1,4 +1,4 @@
-"""What a run says when a stage goes wrong, tried on toy notebooks that need no torch."""
+"""What a run says when a stage goes wrong, tried on toy notebooks that need no torch, most of them without a kernel."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ import sys
 import nbformat
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, kernels_of
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from mnist_nb import pipeline
@@ -54,7 +54,9 @@ class Toy:
 
 
 @pytest.fixture
-def toy(tmp_path, monkeypatch):
+def toy(tmp_path, monkeypatch, request):
+    "Cells are executed in this process, but for tests of how kernels end."
+    if not request.node.get_closest_marker("kernels"): request.getfixturevalue("no_kernels")
     monkeypatch.setattr(pipeline, "STAGES", {"00_data": pipeline.Stage(),
                                              "02_training": pipeline.Stage(outputs=("model.txt",), metrics=("test_accuracy",)),
                                              "03_error_analysis": pipeline.Stage(inputs=("model.txt",))})
@@ -69,6 +71,7 @@ def test_a_good_run(toy, capsys):
     assert toy.page().index("all is well") < toy.page().index("half")
 
 
+@pytest.mark.kernels
 def test_a_cell_that_raises(toy, capsys):
     toy.write("02_training", "print('before it broke')\nraise ZeroDivisionError('no digits left')")
     assert toy.start()["status"] == "failed"
@@ -89,6 +92,7 @@ def test_a_cell_that_raises(toy, capsys):
     assert "ZeroDivisionError" in (toy.reports / "index.html").read_text()
 
 
+@pytest.mark.kernels
 def test_a_cell_that_takes_too_long(toy):
     toy.write("02_training", "import time\ntime.sleep(60)")
     assert toy.start(cell_timeout=5)["status"] == "failed"
@@ -97,6 +101,7 @@ def test_a_cell_that_takes_too_long(toy):
         '<span class="o">', "")
 
 
+@pytest.mark.kernels
 def test_a_kernel_that_dies(toy):
     toy.write("02_training", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     assert toy.start()["status"] == "failed"
@@ -131,6 +136,7 @@ def test_a_page_that_cannot_be_rendered(toy, monkeypatch):
     assert toy.start(resume=True)["status"] == "done" and "This stage failed" not in toy.page()
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption(toy, number):
     toy.write("02_training", f"import os, time\nos.kill({os.getpid()}, {int(number)})\ntime.sleep(60)")
@@ -140,8 +146,7 @@ def test_an_interruption(toy, number):
     assert "interrupted" in toy.page()
     index = (toy.reports / "index.html").read_text()
     assert "Training: interrupted" in index and ">running<" not in index
-    kernels = [child for child in psutil.Process().children(recursive=True) if "ipykernel_launcher" in " ".join(child.cmdline())]
-    assert psutil.wait_procs(kernels, timeout=5)[1] == []
+    assert psutil.wait_procs(kernels_of(os.getpid()), timeout=5)[1] == []
 
 
 def test_resume_with_another_parameter_leaves_nothing_of_the_old_one(toy):
@@ -181,6 +186,7 @@ def test_our_own_mistakes_keep_their_traceback(toy, monkeypatch):
     assert toy.record()["status"] == "failed" and "ZeroDivisionError" in toy.record()["error"]
 
 
+@pytest.mark.kernels
 def test_the_kernel_asked_for_is_the_one_that_runs(toy, monkeypatch, tmp_path):
     folder = tmp_path / "share" / "kernels" / "toy-kernel"
     folder.mkdir(parents=True)
