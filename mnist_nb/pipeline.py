@@ -382,7 +382,7 @@ def write_pages(run_path: Path,               # run folder
     run = read_run(run_path)
     for stage in stages:
         executed = run_path / f"{stage}.ipynb"
-        if stage not in run["stages"] or not executed.exists(): continue
+        if stage not in run.get("stages", {}) or not executed.exists(): continue
         with atomic_write(executed.with_suffix(".html")) as temporary:
             page = render(read_notebook(executed), run, stage, resume_command(run_path))
             temporary.write_text(page, encoding="utf-8")

@@ -1,8 +1,10 @@
 """What a run says when a stage goes wrong, tried on toy notebooks that need no torch, most of them without a kernel."""
 
 import argparse
+import errno
 import json
 import os
+import re
 import signal
 import sys
 
@@ -12,7 +14,7 @@ import pytest
 from conftest import ROOT, kernels_of
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from mnist_nb import pipeline
+from mnist_nb import pipeline, runs
 from mnist_nb.cli import plain_errors
 from mnist_nb.runs import InputError
 
@@ -130,7 +132,7 @@ def test_a_page_that_cannot_be_rendered(toy, monkeypatch):
     toy.write("02_training", GOOD)
     render = pipeline.render
     monkeypatch.setattr(pipeline, "render", lambda *_: (_ for _ in ()).throw(OSError("no space left on device")))
-    with pytest.raises(OSError): toy.start(resume=True)
+    assert toy.start(resume=True)["status"] == "failed"
     monkeypatch.setattr(pipeline, "render", render)
     assert toy.record()["status"] == "failed" and "no space left" in toy.record()["error"]
     assert toy.start(resume=True)["status"] == "done" and "This stage failed" not in toy.page()
@@ -225,10 +227,36 @@ def test_resume_runs_a_stage_again_when_its_notebook_changed(toy):
     assert "loaded anew" in toy.page("00_data")
 
 
+def test_a_finished_run_is_deleted_only_when_that_is_asked_for(toy):
+    toy.start()
+    before = {path: path.read_bytes() for path in toy.run.iterdir() if path.is_file()}
+    with pytest.raises(InputError, match="'toy' is finished.*--resume.*--replace.*another name"): toy.start()
+    assert {path: path.read_bytes() for path in toy.run.iterdir() if path.is_file()} == before
+    toy.write("02_training", "raise ValueError('not today')")
+    assert toy.start(replace=True)["status"] == "failed"
+    toy.write("02_training", GOOD)
+    assert toy.start()["status"] == "done"  # a run that failed is replaced without being asked
+
+
+@pytest.mark.parametrize("writes", [0, 3])
+def test_a_full_disk_is_named_whatever_could_not_be_written(toy, monkeypatch, capsys, writes):
+    real, left = pipeline.write_json, [writes]
+    def full(path, value):
+        left[0] -= 1
+        if left[0] < 0: raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, value)
+    for module in (pipeline, runs): monkeypatch.setattr(module, "write_json", full)
+    result = toy.start()
+    assert result["status"] == "failed" and "No space left on device" in result["error"]
+    output = capsys.readouterr().out
+    assert "failed: " in output and "No space left on device" in output and "KeyError" not in output
+    for page in re.findall(r"see +(\S+)", output): assert (toy.folder / page).exists()
+
+
 def test_without_resume_nothing_of_the_old_run_stays(toy):
     toy.start()
     (toy.run / "left over.txt").write_text("from the old run")
-    toy.start()
+    toy.start(replace=True)
     assert not (toy.run / "left over.txt").exists() and toy.record()["status"] == "done"
 
 
