@@ -7,6 +7,7 @@ test holds the code to.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import queue
@@ -16,7 +17,7 @@ import tempfile
 import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -33,8 +34,9 @@ FILES = {  # the pytest files of each module, in tests/; those that are not ther
     "grids": ["grids"], "batch": ["grids"], "leaderboard": ["statistics", "grids"], "cli": ["commands", "pipeline", "inference"]}
 IN_RUNS = ("data", "models", "training", "recipes", "runs", "metrics", "slices", "inspection", "display", "error_analysis", "export",
            "inference", "pipeline")  # modules that a run is made by: the ready-made one says nothing about them
-OWN_RUN = ("pipeline", "error_analysis", "pages")  # pytest files that look at the small run
+OWN_RUN = ["pipeline", "error_analysis"]  # pytest files that look at the small run; for modules that draw, also at its pages
 BROWSER = {"browser", "axe", "lab"}  # fixtures of tests in a browser, which are slow
+TIMES = ROOT / "build" / "mutants_times.json"  # how long tests took when they were last tried on the unbroken code
 LONG = 15.0       # seconds that a test may take to be among the quick ones
 MOST_ALIVE = 0.05  # share of survivors
 
@@ -110,17 +112,27 @@ class Quick:
         self.measured[report.nodeid] = self.measured.get(report.nodeid, 0) + report.duration
 
 
-def run_quick(files: str,        # of tests/, separated by spaces
-              own_run: str,       # "None", "True" or "False": with or without tests of the small run, or only those
-              times_path: str,    # JSON: seconds by test; written if it is not there
+def run_quick(files: str,    # of tests/, separated by spaces
+              own_run: str,   # "False" or "True": without the tests of the small run, or only those; "None": all
+              measure: str = "",  # whether the times are to be remembered
              ) -> int:
     "Tests of pytest files, in the copy; exit code 0 also where none is left."
     import pytest
-    times, only = Path(times_path), {"None": None, "True": True, "False": False}[own_run]
-    plugin = Quick(json.loads(times.read_text()) if times.exists() else {}, only, browser=only is True)
+    times, only = json.loads(TIMES.read_text()) if TIMES.exists() else {}, {"None": None, "True": True, "False": False}[own_run]
+    plugin = Quick(times, only, browser=only is True)
     code = run_pytest(*files.split(), "-x", "-q", "-p", "no:cacheprovider", plugins=[plugin])
-    if not times.exists() and code in (0, 5): times.write_text(json.dumps(plugin.measured))
-    return 0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else int(code)
+    if code == pytest.ExitCode.NO_TESTS_COLLECTED: code = 0
+    if measure and code == 0: remember(plugin.measured)
+    return int(code)
+
+
+def remember(measured: dict[str, float]) -> None:  # seconds by test
+    "Adds times to those that are known, so that later ones need not run what is long."
+    TIMES.parent.mkdir(parents=True, exist_ok=True)
+    with open(TIMES.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        known = json.loads(TIMES.read_text()) if TIMES.exists() else {}
+        TIMES.write_text(json.dumps({**known, **{name: round(seconds, 2) for name, seconds in measured.items()}}, indent=1))
 
 
 class Workshop:
@@ -129,7 +141,6 @@ class Workshop:
         self.folder, self.copies = folder, queue.Queue()
         for number in range(jobs): self.copies.put(copy_checkout(ROOT, folder / f"copy-{number}"))
         self.scratch = folder / "scratch"
-        (folder / "times").mkdir()
 
     def steps_of(self, module: str) -> list[Step]:
         "What to run for a module, without its times."
@@ -137,14 +148,13 @@ class Workshop:
         steps = [Step(notebook := notebook_of(module), [run_notebook, notebook])]
         for name in FILES[module]:
             if (ROOT / "tests" / f"test_{name}.py").exists(): steps.append(self.pytest_step([name], "False" if own else "None"))
-        if own: steps.append(self.pytest_step(OWN_RUN, "True"))
+        if own: steps.append(self.pytest_step(OWN_RUN + ["pages"] * (module in ("display", "error_analysis")), "True"))
         return steps
 
     def pytest_step(self, names: list[str], own_run: str) -> Step:
-        times = self.folder / "times" / f"{'-'.join(names)}-{own_run}.json"
         files = " ".join(f"tests/test_{name}.py" for name in names)
-        return Step(files if own_run != "True" else "tests with a run of their own", [run_quick, files, own_run, str(times)],
-                    ready_run=own_run != "True")
+        name = {"None": files, "False": f"{files} without a run", "True": f"{files} with a run of their own"}[own_run]
+        return Step(name, [run_quick, files, own_run], ready_run=own_run != "True")
 
     def run(self, copy: Path, step: Step, seconds: float) -> tuple[int | None, float, str]:  # exit code, seconds, last words
         "A step on a copy."
@@ -169,11 +179,10 @@ class Workshop:
 
     def measure(self, step: Step) -> None:
         "How long a step takes on the unbroken code. Ends everything if it fails there."
-        copy = self.copies.get()
-        code, step.seconds, words = self.run(copy, step, 900)
-        if code == 0 and step.work[0] is run_quick: code, step.seconds, words = self.run(copy, step, 900)  # now without what is long
+        copy, measured = self.copies.get(), replace(step, work=[*step.work, "measure"]) if step.work[0] is run_quick else step
+        code, step.seconds, words = self.run(copy, measured, 900)
         self.copies.put(copy)
-        if code != 0: raise RuntimeError(f"{step.name} fails on the unbroken code:\n{words}")
+        if code != 0: raise RuntimeError(f"{step.name}: fails on the unbroken code:\n{words}")
         print(f"unbroken: {step.name} passes in {step.seconds:.0f} s", flush=True)
 
     def try_mutation(self, mutation: Mutation, steps: list[Step]) -> dict:
