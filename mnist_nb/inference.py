@@ -8,8 +8,8 @@ __all__ = ['FORMATS', 'SUFFIXES', 'MAX_PIXELS', 'MAX_BYTES', 'MOST_PIXELS', 'LAR
            'shrink', 'shade', 'otsu', 'terms', 'Paper', 'settle', 'find_paper', 'find_ink', 'label_parts', 'Box',
            'box_of', 'one_digit', 'has_mnist_form', 'stroke_width', 'thicken', 'to_mnist', 'Prepared', 'crop',
            'is_sheet', 'prepare', 'plot_steps', 'Model', 'read_metadata', 'load_onnx', 'load_checkpoint_model',
-           'check_model_name', 'load_any', 'log_sum_exp', 'Prediction', 'name_of', 'number', 'Predictor', 'describe',
-           'batched', 'find_pictures']
+           'model_file', 'check_model_name', 'load_any', 'log_sum_exp', 'Prediction', 'name_of', 'number', 'Predictor',
+           'describe', 'batched', 'is_picture', 'find_pictures']
 
 # %% ../nbs/05_inference.ipynb #2d82c6a0
 import io
@@ -486,20 +486,31 @@ def load_checkpoint_model(path: Path,
 LOADERS = {".onnx": load_onnx, ".pth": load_checkpoint_model}  # by the extension of the file
 
 
+def model_file(path: str | Path,  # of a model, or of a run folder
+              ) -> Path:
+    "The model file: in a run folder, the one in 8 bits or, where that is missing, the one in 32 bits."
+    path = Path(path)
+    if not path.is_dir(): return path
+    found = [path / name for name in ("model.int8.onnx", "model.onnx") if (path / name).is_file()]
+    if not found: raise InputError(f"{path} holds neither model.int8.onnx nor model.onnx: give a model file, or a finished run.")
+    return found[0]
+
+
 def check_model_name(path: str | Path) -> None:
     "Raises for a model file of an unknown kind, or that is not there."
-    path = Path(path)
+    path = model_file(path)
     if path.suffix not in LOADERS: raise InputError(f"{path}: unknown extension {path.suffix!r}: give one of {', '.join(LOADERS)}.")
     if not path.is_file(): raise InputError(f"{path}: there is no such file: make it with mnist-train (.pth) or mnist-optimize (.onnx).")
 
 
-def load_any(path: str | Path,     # .onnx or .pth
+def load_any(path: str | Path,     # .onnx or .pth, or a run folder
              device: str = "auto",
              threads: int = 1,
             ) -> Model:
     "A model from its file."
     check_model_name(path)
-    return LOADERS[Path(path).suffix](Path(path), device, threads)
+    path = model_file(path)
+    return LOADERS[path.suffix](path, device, threads)
 
 # %% ../nbs/05_inference.ipynb #1324d61a
 def log_sum_exp(logits: np.ndarray,  # (N, 10)
@@ -530,14 +541,17 @@ def number(value: Any, above: float, default: float) -> float:
 class Predictor:
     "Says which digit a picture shows."
     def __init__(self,
-                 model: str | Path,             # an .onnx file or, where torch is installed, a .pth checkpoint
+                 model: str | Path,             # an .onnx file, a run folder or, where torch is installed, a .pth checkpoint
                  device: str = "auto",          # auto, cpu or cuda
                  threads: int = 1,
                  max_pixels: int = MAX_PIXELS,  # see `read_picture`
                 ):
         self.model, self.max_pixels = load_any(model, device, threads), max_pixels
+        self.arguments = (str(model_file(model).resolve()), device, threads, max_pixels)
         self.temperature = number(self.model.card.get("temperature"), above=0, default=1.0)
         self.unlike_below = number(self.model.card.get("unlike_below"), above=-np.inf, default=-np.inf)
+
+    def __reduce__(self): return type(self), self.arguments  # a session of ONNX Runtime does not pickle: the model is loaded anew
 
     def judge(self,
               images: np.ndarray,  # (N, 28, 28) uint8 in MNIST's form
@@ -596,9 +610,22 @@ def batched(items: Iterable[Any], n: int) -> Iterator[list[Any]]:
     while batch := list(islice(items, n)): yield batch
 
 # %% ../nbs/05_inference.ipynb #e6ef745a
+def is_picture(path: Path) -> bool:
+    "Whether a file claims to be a picture: by its extension or, whatever that is, by its content."
+    if path.suffix.lower() in SUFFIXES: return True  # if it turns out to be damaged, that is an error and not left out
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(path, formats=FORMATS): return True
+        except Image.DecompressionBombError: return True
+        except Exception: return False  # Pillow raises all kinds for what is no picture
+
+
 def find_pictures(folder: str | Path,
-                 ) -> list[Path]:  # by the extensions in `SUFFIXES`
-    "The picture files in a folder and its subfolders; hidden ones are left out."
-    folder = Path(folder)
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
-                  and not any(part.startswith(".") for part in path.relative_to(folder).parts))
+                 ) -> tuple[list[Path], list[Path]]:  # pictures, and the files that are none; hidden files are in neither
+    "The files in a folder and its subfolders."
+    folder, found = Path(folder), ([], [])
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden: found[not is_picture(path)].append(path)
+    return found

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import os
+import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -36,6 +38,12 @@ def seven(tmp_path_factory):
     path = tmp_path_factory.mktemp("picture") / "seven.png"
     Image.fromarray(load_digits("test").images[0]).save(path)
     return path
+
+
+def picture(digit: int) -> Image.Image:
+    "The first test image of a digit, which the model reads."
+    digits = load_digits("test")
+    return Image.fromarray(digits.images[np.flatnonzero(digits.labels == digit)[0]])
 
 
 def predict(*words, **more): return command("mnist-predict", "--model", MODEL, "--image", *words, **more)
@@ -289,3 +297,42 @@ def test_nothing_is_exported_under_a_name_that_means_nothing(small_run, tmp_path
     checkpoint = small_run / "checkpoints" / "best_model.pth"
     with pytest.raises(SystemExit) as end: cli.optimize([f"--model={checkpoint}", f"--output={tmp_path / name}", *words])
     assert end.value.code == 2 and reason in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_read_by_content_and_what_is_left_out_is_named(tmp_path, capsys):
+    picture(3).save(tmp_path / "three.png")
+    (tmp_path / "three.png").rename(tmp_path / "three.jfif")
+    picture(7).save(tmp_path / "seven.png")
+    (tmp_path / "seven.png").rename(tmp_path / "seven")
+    (tmp_path / "labels.csv").write_text("three,3")
+    assert cli.predict([str(tmp_path), "--model", str(MODEL), "--top-k", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.rpartition("/")[2] for line in out.splitlines()] == ["seven: 7", "three.jfif: 3"]
+    assert "left out, since they are no pictures" in err and "labels.csv" in err and "three" not in err
+
+
+def test_pictures_need_no_option_and_dashes_are_underscores(tmp_path, capsys):
+    picture(3).save(tmp_path / "three.png")
+    outputs = []
+    for words in (["--image", str(tmp_path), "--top_k", "2"], [str(tmp_path), "--top-k=2"], ["--top-k", "2", "--", str(tmp_path)],
+                  ["--max-pixels", "1000000", "--top_k=2", str(tmp_path)]):
+        assert cli.predict([*words, "--model", str(MODEL)] if "--" not in words else ["--model", str(MODEL), *words]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0].count("(or ") == 1 and len(set(outputs)) == 1
+    with pytest.raises(SystemExit) as end: cli.predict(["--model", str(MODEL)])
+    assert end.value.code == 2 and "name pictures" in capsys.readouterr().err
+
+
+def test_a_run_folder_is_a_model(tmp_path):
+    with pytest.raises(InputError, match="holds neither model.int8.onnx nor model.onnx"): Predictor(tmp_path)
+    shutil.copy(MODEL, tmp_path / "model.onnx")
+    assert Predictor(tmp_path).predict(picture(3)).digits[0] == 3
+    (tmp_path / "model.int8.onnx").write_bytes(b"not a model")
+    with pytest.raises(InputError): Predictor(tmp_path)  # the one in 8 bits comes first
+
+
+def test_a_predictor_pickles(tmp_path):
+    predictor = Predictor(MODEL, threads=2, max_pixels=5000)
+    again = pickle.loads(pickle.dumps(predictor))
+    assert again.max_pixels == 5000 and again.temperature == predictor.temperature != 1
+    np.testing.assert_array_equal(again.predict(picture(3)).probabilities, predictor.predict(picture(3)).probabilities)
