@@ -229,7 +229,7 @@ class Lane:
             self.trouble = str(error)
             raise Problem(503, "No decoding process starts: try again in a second.", Retry_After="1") from None
         try: answer = decoder.ask({**head, **self.limits}, parts)
-        except (TooSlow, EOFError, OSError) as error:
+        except (TooSlow, EOFError, OSError, subprocess.SubprocessError) as error:
             self.replace(decoder)
             if isinstance(error, TooSlow): raise
             if not decoder.ready: raise Problem(503, "No decoding process starts: try again in a second.", Retry_After="1") from None

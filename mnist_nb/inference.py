@@ -48,7 +48,7 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise InputError(f"is {width:,} × {height:,} pixels, more than the {max_pixels:,} allowed: make it smaller, or raise the limit.")
 
-# %% ../nbs/05_inference.ipynb #f864f75a
+# %% ../nbs/05_inference.ipynb #3328529a
 MOST_SCANS = 30       # of a JPEG file; usual progressive files have 3 to 14
 MOST_COMPRESSED = 30  # compressed texts and colour profiles of a PNG file; Pillow reads 1 MB of each at most
 MOST_TAGS = 1000      # of a TIFF file or an Exif block
@@ -138,7 +138,7 @@ def check_cost(content: bytes) -> None:
     "Raises for a picture file whose bytes show that it would take much more work than its size suggests."
     CHECKS.get(content[:2], lambda _: None)(content)
 
-# %% ../nbs/05_inference.ipynb #97f55971
+# %% ../nbs/05_inference.ipynb #e6c47637
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
 
