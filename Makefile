@@ -6,7 +6,18 @@ BIN := .venv/bin
 MODEL ?= reports/reference/model.int8.onnx
 ORT_WEB := 1.30.0
 
-.PHONY: report test slow bench lint notebooks lab runtime demo clean help
+# A copied or moved folder has a .venv whose scripts run the code of the original. Such a .venv is made anew, and so is one that
+# does not start, for example because its Python was removed. Where .venv is a link, only the link is removed. With PYTHONPATH set,
+# the user decides which mnist_nb is imported.
+CHECK := import os, re; from importlib.util import find_spec; \
+	script = open(".venv/bin/pip").read() if os.path.exists(".venv/bin/pip") else ""; package = find_spec("mnist_nb"); \
+	pairs = [(path, ".venv/bin") for path in re.findall(r"(/[^\n\"]*)/python", script)[:1]]; \
+	pairs += [(os.path.dirname(package.origin), "mnist_nb")] if package and not os.environ.get("PYTHONPATH") else []; \
+	foreign = [path for path, own in pairs if not (os.path.exists(path) and os.path.samefile(path, own))]; \
+	print(*[f"it belongs to {path}" for path in foreign[:1]])
+VENV_PROBLEM := $(shell if [ -e .venv ] || [ -L .venv ]; then $(BIN)/python -P -c '$(CHECK)' 2>/dev/null || echo "it does not start"; fi)
+
+.PHONY: report test slow mutants bench lint notebooks lab runtime demo clean help FORCE
 
 help:  ## show these lines
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,13 +27,14 @@ report: .venv/installed  ## train on MNIST and write the report to reports/impro
 
 test: .venv/installed  ## run the tests: lint, notebooks, pytest
 	@$(MAKE) --no-print-directory lint
-	@echo "== the notebooks' own tests"
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_file_re '^[_.]|^index'  # make slow runs the tour in JupyterLab
-	@echo "== pytest"
-	$(BIN)/python -m pytest tests -m "not slow" --numprocesses 3 --dist loadfile
+	@echo "== the tests, the notebooks' own among them"
+	$(BIN)/python -m pytest tests -m "not slow" --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
 slow: .venv/installed  ## run the tests that take long: several processes, killed workers, ten thousand requests
-	$(BIN)/python -m pytest tests -m slow --numprocesses 2
+	$(BIN)/python -m pytest tests -m slow --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+mutants: .venv/installed  ## break the code line by line, and list what the tests do not notice
+	$(BIN)/python tests/mutants.py $(MUTANTS)
 
 bench: .venv/installed  ## measure the speed of training, prediction and service; with nothing else running
 	$(BIN)/python benchmarks/speed.py --output speed.json
@@ -52,9 +64,10 @@ clean:  ## remove caches, samples and the notebooks' scratch run; trained models
 	rm -rf samples build demo .pytest_cache .ruff_cache reports/scratch
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-.venv/installed: settings.ini setup.py
+.venv/installed: settings.ini setup.py $(if $(VENV_PROBLEM),FORCE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(if $(VENV_PROBLEM),$(info == .venv is made anew: $(VENV_PROBLEM))@rm -rf .venv)
 	@echo "== making .venv and installing mnist_nb with its development tools (some minutes, a few GB: torch is large)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip

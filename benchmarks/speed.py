@@ -1,7 +1,7 @@
 """How fast training is, with everything it is compared with measured in the same run: the figures of the README's speed tables.
 
 Run it alone on the machine (`make bench`). Rates are the best of several rounds, taken in turn, so that a slow moment of the
-machine does not fall on one of them alone.
+machine does not fall on one of them alone. bfloat16 is measured only where `precision=auto` would choose it.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from torchvision.datasets import MNIST
 from mnist_nb.data import AUGMENTATIONS, SHA256, find_data, load_digits, split_digits, to_unit
 from mnist_nb.models import ARCHITECTURES, create_model
 from mnist_nb.recipes import Settings, apply_recipe
-from mnist_nb.runs import available_cores, environment, write_json
+from mnist_nb.runs import available_cores, environment, read_run, write_json
 from mnist_nb.training import TrainingState, create_optimizer, draw_batches, evaluate, pick_precision, train_epoch
 
 CPU, BATCH = torch.device("cpu"), 256
@@ -100,19 +100,24 @@ def unpack_for_torchvision(folder: str) -> None:
     for name in SHA256: (raw / name).write_bytes(gzip.decompress((find_data() / f"{name}.gz").read_bytes()))
 
 
+def number_formats() -> list[str]:
+    "float32, and what `precision=auto` chooses where that is another."
+    return sorted({"float32", str(pick_precision("auto", CPU)).removeprefix("torch.")}, reverse=True)
+
+
 def measure_rates(rounds: int, folder: str) -> dict[str, list[float]]:  # images a second, by name
     "All rates, in turn."
     calls = {}
-    for precision in ("float32", "bfloat16"):
+    for precision in number_formats():
         calls[f"matrix multiplications alone, {precision}"] = gemm_rate(getattr(torch, precision))
         for name, augmentation in AUGMENTATIONS.items():
             calls[f"ours, {name}, {precision}"] = our_rate(Settings(batch_size=BATCH, precision=precision, **asdict(augmentation)))
     calls["usual, affine"] = usual_rate(transforms.RandomAffine(10, (1 / 28, 1 / 28), (0.9, 1.1)), folder, 60)
     calls["usual, elastic"] = usual_rate(transforms.ElasticTransform(alpha=40.0, sigma=4.0), folder, 20)  # about 0.8 pixels, as ours
     for arch in ("improved", "cnn", "nano"):
-        base = {"arch": arch, "batch_size": BATCH, "precision": "bfloat16", **asdict(AUGMENTATIONS["elastic"])}
+        base = {"arch": arch, "batch_size": BATCH, "precision": "auto", **asdict(AUGMENTATIONS["elastic"])}
         calls[f"{arch}: as in the recipe best"] = our_rate(Settings(**base), 30)
-        calls[f"{arch}: float32"] = our_rate(Settings(**{**base, "precision": "float32"}), 30)
+        if len(number_formats()) > 1: calls[f"{arch}: float32"] = our_rate(Settings(**{**base, "precision": "float32"}), 30)
         if arch != "improved": calls[f"{arch}: not channels-last"] = our_rate(Settings(**base), 30, channels_last=False)
         if shutil.which("g++"): calls[f"{arch}: torch.compile"] = our_rate(Settings(**base), 30, compiled=True)
     rates: dict[str, list[float]] = {name: [] for name in calls}
@@ -131,17 +136,19 @@ def reference_network() -> nn.Sequential:
 
 
 def train_reference(seed: int) -> tuple[float, float]:  # seconds, test accuracy
-    "One epoch over 60,000 images as they are, batch 256, Adam, one cycle up to 0.01: data in memory, nothing else timed."
-    images, labels = (torch.from_numpy(array) for array in load_digits("train"))
+    "One epoch of a plain CNN over the images, and in the number format, of the recipe `fast`: batch 256, Adam, one cycle up to 0.01."
+    images, labels = (torch.from_numpy(array) for array in split_digits(load_digits("train"), seed=seed)[0])
     images = (to_unit(images) - 0.1307) / 0.3081
     torch.manual_seed(seed)
-    model, steps = reference_network(), len(images) // BATCH
+    model, steps, precision = reference_network(), len(images) // BATCH, pick_precision("auto", CPU)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps)
     def epoch() -> None:
         for batch in torch.randperm(len(images))[:steps * BATCH].split(BATCH):
             optimizer.zero_grad()
-            cross_entropy(model(images[batch]), labels[batch]).backward()
+            with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+                loss = cross_entropy(model(images[batch]), labels[batch])
+            loss.backward()
             optimizer.step()
             scheduler.step()
     seconds, test = seconds_of(epoch), load_digits("test")
@@ -185,11 +192,20 @@ def peak_memory(arch: str) -> int | None:  # bytes; None where the system does n
         return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1]) * 1024
 
 
+def report_seconds() -> float:
+    "All five stages of `make report`."
+    with tempfile.TemporaryDirectory() as folder:
+        command = Path(sys.executable).parent / "mnist-report"
+        subprocess.run([command, "--run", "timed", "--reports", folder], check=True, stdout=subprocess.DEVNULL)
+        return read_run(Path(folder) / "timed")["seconds"]
+
+
 def table(results: dict) -> str:
     "The figures as Markdown."
     best = {name: max(values) for name, values in results["images_per_second"].items()}
     lines = ["| `improved`, batch 256 | images/s | share of the multiplications' rate | times the usual pipeline |", "|---|---|---|---|"]
     for precision in ("float32", "bfloat16"):
+        if f"matrix multiplications alone, {precision}" not in best: continue
         gemm = best[f"matrix multiplications alone, {precision}"]
         lines.append(f"| matrix multiplications alone, {precision} | {gemm:,.0f} | | |")
         for name in AUGMENTATIONS:
@@ -197,21 +213,51 @@ def table(results: dict) -> str:
             times = f"{ours / usual:.1f}" if usual else ""
             lines.append(f"| ours, `{name}`, {precision} | {ours:,.0f} | {ours / gemm:.2f} | {times} |")
     lines += [f"| the usual pipeline, {name}, float32 | {best[f'usual, {name}']:,.0f} | | |" for name in ("affine", "elastic")]
-    lines += ["", "| images/s, elastic, batch 256 | as in `best` | float32 instead | not channels-last | with `torch.compile` |",
-              "|---|---|---|---|---|"]
+    names = {"as in the recipe best": "as in `best`", "float32": "float32 instead", "not channels-last": "not channels-last",
+             "torch.compile": "with `torch.compile`"}
+    names = {name: title for name, title in names.items() if any(key.endswith(f": {name}") for key in best)}
+    lines += ["", f"| images/s, elastic, batch 256 | {' | '.join(names.values())} |", "|---|" + "---|" * len(names)]
     for arch in ("improved", "cnn", "nano"):
-        variants = (f"{arch}: {name}" for name in ("as in the recipe best", "float32", "not channels-last", "torch.compile"))
-        lines.append(f"| `{arch}` | " + " | ".join(f"{best[name]:,.0f}" if name in best else "" for name in variants) + " |")
-    def spread(values, factor=1): return (f"{statistics.mean(values) * factor:.2f} ± "
-                                          f"{statistics.stdev(values) * factor if len(values) > 1 else 0:.2f}")
-    fast, reference = results["fast"], results["reference"]
+        rates = (best.get(f"{arch}: {name}") for name in names)
+        lines.append(f"| `{arch}` | " + " | ".join(f"{rate:,.0f}" if rate else "" for rate in rates) + " |")
+    fast, reference = results["fast"], results.get("reference")
     lines += ["", f"| {len(fast['seconds'])} seeds | training time | test accuracy |", "|---|---|---|"]
     for name, runs in (("recipe `fast`", fast), ("a plain CNN, one epoch", reference)):
-        lines.append(f"| {name} | {spread(runs['seconds'])} s | {spread(runs['test_accuracy'], 100)}% |")
-    lines += ["", f"`fast` takes {statistics.mean(fast['seconds']) / statistics.mean(reference['seconds']):.2f} of the plain CNN's time."]
+        if runs: lines.append(f"| {name} | {spread(runs['seconds'])} s | {spread(runs['test_accuracy'], 100)}% |")
+    lines.append("")
+    if reference:
+        share = statistics.mean(fast["seconds"]) / statistics.mean(reference["seconds"])
+        lines[-1] += f"`fast` takes {share:.2f} of the plain CNN's time. "
     if memory := {arch: size for arch, size in results["peak_memory_bytes"].items() if size}:
         largest = max(memory, key=memory.get)
-        lines[-1] += f" A training process holds {memory[largest] / 1e9:.2f} GB at most (`mnist-train --recipe best --arch {largest}`)."
+        lines[-1] += f"A training process holds {memory[largest] / 1e9:.2f} GB at most (`mnist-train --recipe best --arch {largest}`)."
+    return "\n".join(lines)
+
+
+def spread(values: list[float], factor: float = 1) -> str:
+    "Mean ± standard deviation."
+    return f"{statistics.mean(values) * factor:.2f} ± {statistics.stdev(values) * factor if len(values) > 1 else 0:.2f}"
+
+
+def processors(measured: dict[str, dict]) -> str:  # results by kind of processor
+    "The same figures on different kinds of processor, as Markdown. A figure that was not measured on one is left empty there."
+    def rate(arch): return lambda results: f"{max(results['images_per_second'][f'{arch}: as in the recipe best']):,.0f} images/s"
+    def share(results): return statistics.mean(results["fast"]["seconds"]) / statistics.mean(results["reference"]["seconds"])
+    rows = {
+        "`make report`, all five stages": lambda results: f"{results['report_seconds']:.0f} s",
+        "recipe `fast`, training": lambda results: f"{spread(results['fast']['seconds'])} s",
+        "recipe `fast`, test accuracy": lambda results: f"{spread(results['fast']['test_accuracy'], 100)}%",
+        "a plain CNN, one epoch, test accuracy": lambda results: f"{spread(results['reference']['test_accuracy'], 100)}%",
+        "time of `fast` divided by that of the plain CNN": lambda results: f"{share(results):.2f}",
+        **{f"`{arch}`, training as in `best`": rate(arch) for arch in ("improved", "cnn", "nano")},
+    }
+    lines = [f"| two cores | {' | '.join(measured)} |", "|---|" + "---|" * len(measured)]
+    for name, figure in rows.items():
+        cells = []
+        for results in measured.values():
+            try: cells.append(figure(results))
+            except KeyError: cells.append("")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -235,7 +281,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     torch.set_num_threads(available_cores())
-    results = measure_fast(options.seeds)
+    print("report", file=sys.stderr, flush=True)
+    results = {"report_seconds": report_seconds(), **measure_fast(options.seeds)}
     with tempfile.TemporaryDirectory() as folder:
         unpack_for_torchvision(folder)
         results["images_per_second"] = measure_rates(options.rounds, folder)

@@ -265,7 +265,7 @@ def serve(words: Sequence[str] | None = None) -> int:  # command line; None take
 
 # %% ../nbs/09_cli.ipynb #7e02ada3
 def compare(words: Sequence[str] | None = None) -> int:  # command line; None takes the process's own
-    "Command `mnist-compare`: whether one run's model is better than another's, or the difference is noise."
+    "Command `mnist-compare`: whether one run's model is better than another's, or the difference may be chance."
     parser = new_parser("Compare the predictions of two runs, image by image.")
     parser.add_argument("first", metavar="RUN_A", help="name of a run in reports/, or its folder")
     parser.add_argument("second", metavar="RUN_B", help="the run to judge: better or worse than RUN_A?")
@@ -276,12 +276,14 @@ def compare(words: Sequence[str] | None = None) -> int:  # command line; None ta
         from mnist_nb import metrics
         reports = Path(options.reports).resolve() if options.reports else from_root("reports")
         first, second = (find_run(name, reports) for name in (options.first, options.second))
+        names = (first.name, second.name) if first.name != second.name or first == second else (str(first), str(second))
         common = metrics.common_predictions(*map(metrics.load_predictions, (first, second)))
         result, by_digit = metrics.compare(*common), metrics.compare_digits(*common)
         if options.json:
             print(json.dumps({"first": first.name, "second": second.name, **result, "by_digit": by_digit.to_dict("records")}, indent=1))
             return 0
-        print(metrics.describe_comparison(result, first.name, second.name))
+        print(metrics.describe_comparison(result, *names))
+        if first == second: return 0
         for path, accuracy in ((first, result["first_accuracy"]), (second, result["second_accuracy"])):
             print(f"  {path.name}: {accuracy:.2%} of {result['n']:,} images")
         print(by_digit.rename(columns={"first": f"errors of {first.name}", "second": f"errors of {second.name}"}).to_string(index=False))
@@ -309,14 +311,16 @@ def report(words: Sequence[str] | None = None) -> int:  # command line; None tak
     "Command `mnist-report`: a whole run, from data to report."
     parser = new_parser("Train, analyse and export a model, with a report for each stage, in reports/RUN/.")
     parser.add_argument("--run", default="improved", metavar="RUN",
-                        help="name of the run: its folder in reports/ (default: improved); replaces an earlier run of that name")
+                        help="name of the run: its folder in reports/ (default: improved)")
     parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE",
                         help="a parameter of the stage notebooks, such as epochs=3 or arch=base; may be repeated")
     add_recipe(parser)
     parser.add_argument("--params", action="store_true", help="list the parameters with their defaults, and stop")
     parser.add_argument("--device", help="auto, cpu, cuda or mps; short for --param device=...")
-    parser.add_argument("--kernel", help="Jupyter kernel to run the notebooks in (default: python3)")
+    parser.add_argument("--kernel", help="Jupyter kernel to run the notebooks in (default: python3, which is this command's own Python)")
     parser.add_argument("--resume", action="store_true", help="go on with this run: skip stages that are done and unchanged")
+    parser.add_argument("--replace", action="store_true", help="start anew where a finished run has this name, and delete it; "
+                                                               "one that failed or was interrupted is replaced without it")
     parser.add_argument("--cell_timeout", type=int, metavar="SECONDS", help="longest time a cell may take (default: no limit)")
     parser.add_argument("--reports", metavar="FOLDER", help="folder for the runs (default: reports/ of the checkout)")
     options = parser.parse_args(words)
@@ -329,7 +333,8 @@ def report(words: Sequence[str] | None = None) -> int:  # command line; None tak
             for parameter in declared_parameters().values():
                 print(f"{parameter.name:16} {changes.get(parameter.name, parameter.default)!s:10} {parameter.help}")
             return 0
-        run = run_pipeline(options.run, given, options.kernel, options.resume, options.cell_timeout, options.reports, options.recipe)
+        run = run_pipeline(options.run, given, options.kernel, options.resume, options.cell_timeout, options.reports, options.recipe,
+                           replace=options.replace)
     return 0 if run["status"] == "done" else 1
 
 # %% ../nbs/09_cli.ipynb #755113a6

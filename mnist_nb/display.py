@@ -233,7 +233,7 @@ def matrix_table(matrix: np.ndarray,  # (10, 10) counts; rows true, columns pred
 
 
 class ConfusionMatrix(PageWidget):
-    "A confusion matrix whose cells show their images. `selected` is the cell chosen, `indices` its images."
+    "A confusion matrix whose cells show their images. `selected` is the cell chosen, `indices` the positions of its images."
     _esm = STATIC / "confusion_matrix.js"
     images = Dict().tag(sync=True)    # by "true,predicted": count, and what can be shown of it
     selected = List().tag(sync=True)  # [true, predicted], or nothing
@@ -244,29 +244,31 @@ class ConfusionMatrix(PageWidget):
                  probabilities: np.ndarray,         # (N, 10)
                  hits: int = 24,                    # of each digit, to be shown
                  seed: int = 0,                     # which hits
+                 numbers: np.ndarray | None = None,  # (N,) what to call the images; None: their positions
                 ):
         self.labels, self.predicted, self.confidence = labels, probabilities.argmax(1), probabilities.max(1)
+        numbers = np.arange(len(labels)) if numbers is None else numbers
         matrix, random, shown = count_confusions(labels, self.predicted), np.random.default_rng(seed), {}
         for true, predicted in zip(*np.nonzero(matrix)):
             inside = self.cell(true, predicted)
             if true == predicted and len(inside) > hits: inside = inside[np.sort(random.choice(len(inside), hits, replace=False))]
             top = np.argsort(-probabilities[inside], axis=1, kind="stable")[:, :3]
             shown[f"{true},{predicted}"] = {"count": int(matrix[true, predicted]), "shown": [
-                {"index": int(index), "src": image_address(images[index]),
+                {"index": int(numbers[index]), "src": image_address(images[index]),
                  "top": [(int(digit), round(float(probabilities[index, digit]), 4)) for digit in digits]}
                 for index, digits in zip(inside, top)]}
         first = top_confusions(matrix, 1)
         super().__init__(html=matrix_table(matrix, f"view-{next(self._numbers)}"), images=shown,
                          selected=list(first[0][:2]) if first else [])
 
-    def cell(self, true: int, predicted: int) -> np.ndarray:  # indices, surest first
+    def cell(self, true: int, predicted: int) -> np.ndarray:  # positions, surest first
         "The images of a cell."
         inside = np.flatnonzero((self.labels == true) & (self.predicted == predicted))
         return inside[np.argsort(-self.confidence[inside], kind="stable")]
 
     @property
     def indices(self) -> np.ndarray:
-        "The images of the chosen cell, surest first."
+        "The positions of the images of the chosen cell, surest first."
         return self.cell(*self.selected) if self.selected else np.empty(0, dtype=int)
 
 # %% ../nbs/15_display.ipynb #d5e8b044

@@ -28,9 +28,9 @@ from matplotlib.ticker import PercentFormatter
 from scipy.special import softmax
 from torch import Tensor, nn
 
-from .data import Digits, load_digits, load_test_digits, split_digits
+from .data import Digits, load_digits, load_test_digits, sample_test_numbers, split_digits
 from .inspection import GOOD_JUDGE, features, nearest, overlay, saliency, two_dimensions
-from .metrics import (asking_table, common_predictions, compare, compare_digits, count_confusions, coverage_curve,
+from .metrics import (Predictions, asking_table, common_images, compare, compare_digits, count_confusions, coverage_curve,
                               describe_comparison, fit_temperature, load_predictions, reliability, top_confusions, trust)
 from .models import load_model
 from .runs import atomic_write, from_root, update_run, write_json
@@ -49,6 +49,10 @@ class Subject:
     valid: Digits      # what chose the checkpoint
     test: Digits
     places: np.ndarray  # of the training images, and after them the validation images, in the training file
+    numbers: np.ndarray | None = None  # of the test images, in the test file; None: they are its first N
+
+    def __post_init__(self):
+        if self.numbers is None: self.numbers = np.arange(len(self.test.labels))
 
     def logits_of(self, images: np.ndarray,  # (N, 28, 28) uint8
                  ) -> np.ndarray:            # (N, 10) float32
@@ -73,6 +77,9 @@ class Subject:
     @cached_property
     def right(self) -> np.ndarray: return self.predicted == self.test.labels  # (N,) bool
 
+    @property
+    def predictions(self) -> Predictions: return Predictions(self.test.labels, self.logits, self.numbers)
+
     @cached_property
     def temperature(self) -> float: return fit_temperature(self.valid.labels, self.logits_of(self.valid.images))
 
@@ -81,7 +88,7 @@ class Subject:
 
 
 def load_subject(run_dir: str | Path,   # run folder, from the top of the checkout
-                 test_images: int,       # of the test set, from its start
+                 test_images: int,       # a stratified sample of so many from the test set; 10,000 for all
                  device: str = "auto",   # see `pick_device`
                 ) -> Subject:
     "The best model of a run, with the images that it was trained on, chosen with, and is judged on."
@@ -92,7 +99,7 @@ def load_subject(run_dir: str | Path,   # run folder, from the top of the checko
     split = split_digits(numbered, settings["train_images"], settings["valid_images"], settings["seed"])
     train, valid = (everything.take(part.images) for part in split)
     return Subject(model.to(place), checkpoint["arch"], place, train, valid, load_test_digits(test_images),
-                   np.concatenate([part.images for part in split]))
+                   np.concatenate([part.images for part in split]), sample_test_numbers(test_images))
 
 # %% ../nbs/03_error_analysis.ipynb #65713576
 def plot_confusions(matrix: np.ndarray,  # from `count_confusions`
@@ -133,8 +140,8 @@ def confusion_table(subject: Subject,
     def shown(digit, predicted, count):  # words and pictures
         inside = np.flatnonzero((subject.test.labels == digit) & (subject.predicted == predicted))
         surest = inside[np.argsort(-subject.probabilities[inside, predicted], kind="stable")][:examples]
-        pictures = Markup(" ").join(picture(subject.test.images[index], f"Image {index}, {digit} taken for {predicted}", 42)
-                                    for index in surest)
+        pictures = Markup(" ").join(picture(subject.test.images[i], f"Image {subject.numbers[i]}, {digit} taken for {predicted}", 42)
+                                    for i in surest)
         return f"for {predicted}: {count:,} {'time' if count == 1 else 'times'}", Markup("<div>{}</div>").format(pictures)
 
     matrix, rows = count_confusions(subject.test.labels, subject.predicted), []
@@ -182,14 +189,14 @@ def error_gallery(subject: Subject,
     like = nearest(features(subject.model, subject.on_device(images)), seen, 3)
     pictures, words = [], []
     for i, index in enumerate(worst):
-        what = f"image {index}, {labels[i]} taken for {predicted[i]}"
+        what = f"image {subject.numbers[index]}, {labels[i]} taken for {predicted[i]}"
         near = subject.train.labels[like[i]]
         pictures.append(picture(images[i], what.capitalize(), 78) + Markup(" ")
                         + picture(overlay(images[i], gradients[i]), f"Saliency of {what}", 78)
                         + Markup('<div class="like">{}</div>').format(Markup("").join(
                             picture(subject.train.images[j], f"Training image labelled {label}", 42) for j, label in zip(like[i], near))))
         words.append(Markup("#{}: true {}, predicted {}<br>{}<br>nearest in training: {}").format(
-            index, labels[i], predicted[i], prediction_words(subject.logits[index]), ", ".join(map(str, near))))
+            subject.numbers[index], labels[i], predicted[i], prediction_words(subject.logits[index]), ", ".join(map(str, near))))
     return cards(pictures, words)
 
 # %% ../nbs/03_error_analysis.ipynb #11748799
@@ -342,19 +349,21 @@ def model_map(subject: Subject,
     kinds = len(np.unique(subject.test.labels[at]))
     alt = (f"{len(at):,} test images of {kinds} digits in the plane, each in the colour of its true digit; {len(wrong):,} "
            f"{'error is' if len(wrong) == 1 else 'errors are'} ringed.")
-    return DigitMap(places, subject.test.images[at], subject.test.labels[at], subject.predicted[at], at, alt)
+    return DigitMap(places, subject.test.images[at], subject.test.labels[at], subject.predicted[at], subject.numbers[at], alt)
 
 # %% ../nbs/03_error_analysis.ipynb #ff2ca60c
 def only_gallery(digits: Digits,
                  loser: np.ndarray,   # (N,) predictions of the one that is wrong
                  winner: np.ndarray,  # (N,) of the one that is right
+                 numbers: np.ndarray | None = None,  # (N,) what to call the images; None: their positions
                  n: int = 12,         # images at most
                 ) -> Markup:
     "Images that the one model gets right and the other wrong."
+    numbers = np.arange(len(digits.labels)) if numbers is None else numbers
     shown = np.flatnonzero((winner == digits.labels) & (loser != digits.labels))[:n]
     if not len(shown): return Markup("<p>There are none.</p>")
-    return cards([picture(digits.images[i], f"Image {i}, {digits.labels[i]} taken for {loser[i]} by the other", 56) for i in shown],
-                 [f"#{i}: {digits.labels[i]}, not {loser[i]}" for i in shown])
+    return cards([picture(digits.images[i], f"Image {numbers[i]}, {digits.labels[i]} taken for {loser[i]} by the other", 56)
+                  for i in shown], [f"#{numbers[i]}: {digits.labels[i]}, not {loser[i]}" for i in shown])
 
 
 def comparison_as_html(subject: Subject,
@@ -362,13 +371,15 @@ def comparison_as_html(subject: Subject,
                        other_path: Path,   # run folder of the other model
                       ) -> tuple[str, Markup]:  # the verdict in words; and with figures and images
     "The comparison of this model with that of another run."
-    labels, others, own = common_predictions(load_predictions(other_path), (subject.test.labels, subject.logits))
+    theirs, ours = common_images(load_predictions(other_path), subject.predictions)
+    labels, others, own = ours.labels, theirs.logits.argmax(1), ours.logits.argmax(1)
     words = describe_comparison(compare(labels, others, own), other_path.name, name)
     table = html_table(compare_digits(labels, others, own), {
         "digit": Column("digit", heads=True), "images": Column("images", "{:,}"), "first": Column(f"errors of {other_path.name}"),
         "second": Column(f"errors of {name}"), "difference": Column("difference", "{:+d}")})
-    judged = Digits(subject.test.images[:len(labels)], labels)
-    galleries = [Markup("<p>Only {} gets these right (twelve at most):</p>{}").format(winner, only_gallery(judged, wrong, right))
+    common = Digits(subject.test.images[np.isin(subject.numbers, ours.numbers)], labels)
+    galleries = [Markup("<p>Only {} gets these right (twelve at most):</p>{}").format(
+                     winner, only_gallery(common, wrong, right, ours.numbers))
                  for winner, wrong, right in ((name, others, own), (other_path.name, own, others))]
     return words, Markup("<p>{}</p>").format(words) + table + Markup("").join(galleries)
 
@@ -413,13 +424,12 @@ def findings_as_html(findings: list[str]) -> HTML:
 
 # %% ../nbs/03_error_analysis.ipynb #c7a61b89
 def write_analysis(run_dir: str | Path,       # run folder, from the top of the checkout
-                   labels: np.ndarray,         # (N,) int64
-                   logits: np.ndarray,         # (N, 10) float32
+                   predictions: Predictions,
                    metrics: dict[str, Any],    # from `classification_metrics`, and what else belongs into metrics.json
                   ) -> None:
     "Writes predictions.npz, metrics.json, per_class.csv, confusion_matrix.csv and .png, and the headline into run.json."
-    folder, matrix = from_root(run_dir), count_confusions(labels, logits.argmax(1))
-    with atomic_write(folder / "predictions.npz") as temporary: np.savez_compressed(temporary, labels=labels, logits=logits)
+    folder, matrix = from_root(run_dir), count_confusions(predictions.labels, predictions.logits.argmax(1))
+    with atomic_write(folder / "predictions.npz") as temporary: np.savez_compressed(temporary, **predictions._asdict())
     write_json(folder / "metrics.json", metrics)
     with atomic_write(folder / "per_class.csv") as temporary: pd.DataFrame(metrics["per_class"]).to_csv(temporary, index=False)
     with atomic_write(folder / "confusion_matrix.csv") as temporary:

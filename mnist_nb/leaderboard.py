@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RUN', 'METRICS', 'LEVELS', 'load_runs', 'parameter_columns', 'rank_settings', 'in_percent', 'compare_settings',
-           'describe_settings', 'right_or_wrong', 'without_others', 'mean_interval', 'strip_chart',
-           'parameter_importance', 'repeat_command', 'describe_best', 'write_grid_page']
+           'describe_settings', 'right_or_wrong', 'without_others', 'mean_interval', 'strip_chart', 'value_groups',
+           'comparable_runs', 'explained_variance', 'holm', 'parameter_importance', 'describe_importance',
+           'repeat_command', 'describe_best', 'write_grid_page']
 
 # %% ../nbs/18_leaderboard.ipynb #3e58eb69
 import math
@@ -19,12 +20,11 @@ import pandas as pd
 from markupsafe import Markup
 from scipy import stats
 
-from .batch import parameter_space
 from .display import STATIC, Column, html_table
-from .grids import believe_folders, complete, in_words, read_grid, varying
-from .metrics import load_predictions, wilson_interval
+from .grids import LOST, believe_folders, complete, in_words, read_grid, recorded_run, varying
+from .metrics import common_images, load_predictions, wilson_interval
 from .pipeline import TEMPLATES, declared_parameters, filter_choices, resume_command, run_status
-from .runs import InputError, atomic_write, read_run
+from .runs import InputError, atomic_write
 
 # %% ../nbs/18_leaderboard.ipynb #655b9651
 RUN = ("run", "status", "reason", "seconds", "cpu_seconds", "threads", "page")
@@ -38,15 +38,17 @@ def load_runs(grid_path: Path,
     names, declared, rows = varying(run["parameters"] for run in record["runs"]), declared_parameters(), []
     for run in record["runs"]:
         folder = grid_path / run["run"]
-        metrics = read_run(folder).get("metrics", {}) if run["status"] in ("done", "stopped", "failed") else {}
+        metrics = recorded_run(folder).get("metrics", {}) if run["status"] == "done" else {}
+        if run["status"] == "done" and not metrics: run = {**run, "status": "waiting", "reason": LOST}
         pages = sorted(path.stem for path in folder.glob("*.html"))
         page = "03_error_analysis" if run["status"] == "done" else pages[-1] if pages else ""
         parameters = complete(run["parameters"], record["spec"]["recipe"], declared)
-        measured = {name: metrics.get(name) if run["status"] == "done" else None for name in METRICS}
         rows.append({**{name: run.get(name) for name in RUN}, "reason": run.get("reason") or "",
-                     "page": page and f"{run['run']}/{page}.html", **{name: parameters[name] for name in names}, **measured})
-    numbers = ["seconds", "cpu_seconds", "threads", *METRICS]
-    return pd.DataFrame(rows, columns=[*RUN, *names, *METRICS]).astype(dict.fromkeys(numbers, float))
+                     "page": page and f"{run['run']}/{page}.html", **{name: parameters[name] for name in names},
+                     **{name: metrics.get(name) for name in METRICS}})
+    frame = pd.DataFrame(rows, columns=[*RUN, *names, *METRICS])
+    for name in ("seconds", "cpu_seconds", "threads", *METRICS): frame[name] = pd.to_numeric(frame[name], errors="coerce").astype(float)
+    return frame
 
 
 def parameter_columns(frame: pd.DataFrame) -> list[str]:  # from `load_runs`
@@ -111,12 +113,10 @@ def describe_settings(result: dict[str, Any],  # from `compare_settings`
 
 
 def right_or_wrong(grid_path: Path,
-                   runs: list[str],  # of a setting, one a seed
-                  ) -> np.ndarray:   # (seeds, images) bool
-    "What the runs of a setting got right."
-    found = [load_predictions(grid_path / run) for run in runs]
-    images = min(len(labels) for labels, _ in found)
-    return np.stack([(logits.argmax(1) == labels)[:images] for labels, logits in found])
+                   runs: list[str],
+                  ) -> np.ndarray:   # (runs, images) bool, of the images that all of them were tested on
+    "What each of several runs got right."
+    return np.stack([run.logits.argmax(1) == run.labels for run in common_images(*(load_predictions(grid_path / run) for run in runs))])
 
 # %% ../nbs/18_leaderboard.ipynb #d2a3ba9e
 LEVELS = (0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)  # accuracies on the axis
@@ -191,22 +191,89 @@ def strip_chart(name: str,             # of the parameter
         width, height, f"Validation accuracy by {name}: {words}.", Markup("").join(drawn))
 
 # %% ../nbs/18_leaderboard.ipynb #b11e9028
-def parameter_importance(frame: pd.DataFrame,  # from `load_runs`
-                         fewest: int = 10,      # runs below which nothing is said
-                        ) -> dict[str, float]:  # shares by parameter, largest first; empty where nothing can be said
-    "How much of the variance of validation accuracy each parameter explains."
-    done, names = frame[frame.status == "done"], parameter_columns(frame)
-    names = [name for name in names if done[name].nunique() > 1]
-    if len(done) < fewest or len(names) < 2 or done.valid_accuracy.nunique() < 2: return {}
-    import optuna
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    spaces = {name: parameter_space(optuna, done[name].tolist()) for name in names}
-    study = optuna.create_study(direction="maximize")
-    rows, accuracies = done[names].astype(object).to_dict("records"), done.valid_accuracy
-    study.add_trials([optuna.trial.create_trial(params=row, distributions=spaces, value=value) for row, value in zip(rows, accuracies)])
-    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=32, max_depth=16, seed=0)
-    found = evaluator.evaluate(study, params=names)  # get_param_importances would make the shares add up to 1
-    return dict(sorted(((name, float(share)) for name, share in found.items()), key=lambda item: -item[1]))
+def value_groups(values: pd.Series,  # of a parameter, in the runs to compare
+                ) -> np.ndarray:     # (runs,) int
+    "Which runs are grouped together: those with the same value, or with neighbouring numbers where there are few runs for each."
+    known = sorted(set(values), key=lambda value: (isinstance(value, str), value))
+    ordered = values.name != "seed" and not any(isinstance(value, str | bool) for value in known)
+    count = min(len(known), 5, max(2, len(values) // 3)) if ordered and len(values) < 3 * len(known) else len(known)
+    group = {known[i]: number for number, part in enumerate(np.array_split(np.arange(len(known)), count)) for i in part}
+    return values.map(group).to_numpy()
+
+# %% ../nbs/18_leaderboard.ipynb #3ea9c46e
+def comparable_runs(done: pd.DataFrame,  # runs that are done: the parameters that vary, and valid_accuracy
+                    name: str,            # of a parameter
+                    drawn: bool,          # whether the settings were drawn at random
+                   ) -> pd.DataFrame:    # valid_accuracy, value, block; empty where nothing can be compared
+    "Accuracies and the parameter's values, in blocks within which values can be exchanged."
+    others = [other for other in done.columns if other not in (name, "valid_accuracy")]
+    block = done.groupby(others, sort=False).ngroup() if others else pd.Series(0, done.index)
+    runs = pd.DataFrame({"valid_accuracy": done.valid_accuracy, "value": done[name], "block": block})
+    alike = runs.groupby("block").value.transform("nunique") > 1
+    if alike.mean() >= 0.5: return runs[alike]
+    if not drawn or name == "seed": return runs[:0]
+    settings = done.groupby([other for other in done.columns if other not in ("seed", "valid_accuracy")], sort=False)
+    means = settings.valid_accuracy.mean().reset_index()
+    return pd.DataFrame({"valid_accuracy": means.valid_accuracy, "value": means[name], "block": 0})
+
+# %% ../nbs/18_leaderboard.ipynb #3e4b565e
+def explained_variance(runs: pd.DataFrame,  # from `comparable_runs`
+                       groups: np.ndarray,   # (runs,) int, from `value_groups`
+                       rounds: int = 1999,   # of random exchanges
+                      ) -> tuple[float, float] | None:  # share of the variance beyond chance, at most 1, and p; None: no way to tell
+    "How much more of the variance of validation accuracy groups explain than after random exchanges within the blocks."
+    order = np.argsort(runs.block.to_numpy(), kind="stable")
+    accuracy, groups, blocks = runs.valid_accuracy.to_numpy()[order], groups[order], pd.factorize(runs.block.to_numpy()[order])[0]
+    centred = accuracy - (np.bincount(blocks, accuracy) / np.bincount(blocks))[blocks]
+    member = np.equal.outer(groups, np.unique(groups)).astype(float)
+    def between(values): return ((values @ member) ** 2 / member.sum(0)).sum(-1)  # sum of squares between groups
+    random, chance = np.random.default_rng(0), []
+    for count in [100] * (rounds // 100) + [rounds % 100]:  # not all at once, which would take much memory
+        chance.append(between(centred[np.argsort(random.random((count, len(blocks))) + blocks, axis=1)]))
+    chance, observed, most, total = np.concatenate(chance), between(centred), (centred**2).sum(), ((accuracy - accuracy.mean()) ** 2).sum()
+    if most <= 1e-12 * total: return 0.0, 1.0  # runs that are alike in everything else are equally accurate
+    if most - chance.mean() <= 1e-9 * most: return None  # each run is a group of its own
+    share = (observed - chance.mean()) / (most - chance.mean()) * most / total
+    return float(share), float((1 + (chance >= observed - 1e-9 * most).sum()) / (1 + rounds))
+
+
+def holm(p: np.ndarray) -> np.ndarray:  # p-values, in any order
+    "p-values after Holm's correction: with a limit of 5%, one or more false alarms in at most 5% of the pages."
+    order = np.argsort(p)
+    corrected = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)) if len(p) else p
+    return np.minimum(corrected, 1)[np.argsort(order)]
+
+# %% ../nbs/18_leaderboard.ipynb #91da4ae8
+def parameter_importance(frame: pd.DataFrame,   # from `load_runs`
+                         drawn: bool = False,    # whether the settings were drawn at random
+                         fewest: int = 10,       # runs below which nothing is said
+                         rounds: int = 1999,     # of random exchanges
+                        ) -> pd.DataFrame:       # by parameter, largest share first: share, p (Holm); NaN where it cannot be tested
+    "How much of the variance of validation accuracy each parameter explains beyond chance, and how likely chance explains as much."
+    done = frame[(frame.status == "done") & frame.valid_accuracy.notna()]
+    names = [name for name in parameter_columns(frame) if done[name].nunique() > 1]
+    if len(done) < fewest or done.valid_accuracy.nunique() < 2: names = []
+    found = {}
+    for name in names:
+        runs = comparable_runs(done[[*names, "valid_accuracy"]], name, drawn)
+        found[name] = explained_variance(runs, value_groups(runs.value.rename(name)), rounds) if len(runs) else None
+    table = pd.DataFrame([pair or (math.nan, math.nan) for pair in found.values()], index=list(found), columns=["share", "p"], dtype=float)
+    tested = table.p.notna()
+    table.loc[tested, "p"] = holm(table.p[tested].to_numpy())
+    return table.sort_values("share", ascending=False, kind="stable")
+
+
+def describe_importance(table: pd.DataFrame,  # from `parameter_importance`
+                        limit: float = 0.05,   # of p
+                       ) -> list[str]:         # sentences
+    "Which parameters cannot be told from chance, and which cannot be tested."
+    quiet, untested = table[table.p > limit], table.index[table.p.isna()]
+    listed = ", ".join(f"{name} (p = {p:.2g})" for name, p in quiet.p.items())
+    none = table.p.notna().any() and not (table.p <= limit).any()
+    said = ["No parameter explains significantly more of the variance than chance."] if none else []
+    if listed: said.append(f"Not distinguishable from chance: {listed}.")
+    if len(untested): said.append(f"Not tested, since too few runs differ in nothing else: {', '.join(untested)}.")
+    return said
 
 # %% ../nbs/18_leaderboard.ipynb #e90c4819
 def repeat_command(record: dict[str, Any]) -> str:
@@ -241,16 +308,14 @@ def describe_best(grid_path: Path,
             said[0] = f"{said[0][:-1]} (95% interval {low:.2%} to {high:.2%}, over images)."
     if len(whole) > 1:
         second = whole.iloc[1]
-        def by_seed(setting): return {read_run(grid_path / run)["parameters"]["seed"]: run for run in setting.runs}
+        def by_seed(setting): return {recorded_run(grid_path / run).get("parameters", {}).get("seed"): run for run in setting.runs}
         ours, theirs = by_seed(best), by_seed(second)
         common = sorted(ours.keys() & theirs.keys())
-        try: results = [right_or_wrong(grid_path, [runs[seed] for seed in common]) for runs in (theirs, ours)] if common else []
+        try: right = right_or_wrong(grid_path, [runs[seed] for runs in (theirs, ours) for seed in common]) if common else None
         except InputError as error: said.append(f"It cannot be compared with the next one: {error}")
         else:
-            if not common: said.append(f"The next one, [{second.setting}], was trained with other seeds: they cannot be paired.")
-            else:
-                images = min(right.shape[1] for right in results)
-                said.append(describe_settings(compare_settings(*(right[:, :images] for right in results)), second.setting, best.setting))
+            if right is None: said.append(f"The next one, [{second.setting}], was trained with other seeds: they cannot be paired.")
+            else: said.append(describe_settings(compare_settings(*np.split(right, 2)), second.setting, best.setting))
     return said
 
 
@@ -263,7 +328,7 @@ def write_grid_page(grid_path: Path) -> Path:  # of the page
     names, ranked, done = parameter_columns(frame), rank_settings(frame), frame[frame.status == "done"]
     charts = [name for name in names if done[name].nunique() > 1]
     ends = (done.valid_accuracy.min(), done.valid_accuracy.max())
-    importance = parameter_importance(frame)
+    importance = parameter_importance(frame, drawn=record["spec"]["sample"] is not None)
     settings = [name for name in names if name != "seed"]
     columns = {**{name: Column(name, text=isinstance(ranked[name].iloc[0], str)) for name in settings}, "seeds": Column("runs done"),
                "valid": Column("validation accuracy"), "test": Column("test accuracy"), "training": Column("training, s")}
@@ -278,7 +343,9 @@ def write_grid_page(grid_path: Path) -> Path:  # of the page
     page = templates.get_template("report/grid.html.j2").render(
         record=record, rows=rows, names=names, filters=filter_choices(rows), said=describe_best(grid_path, ranked),
         settings_table=html_table(shown, columns) if settings else "", charts=[strip_chart(name, done, ends) for name in charts],
-        importance=importance, counts=frame.status.value_counts().to_dict(), failed=[row for row in rows if row["status"] == "failed"],
+        importance=importance[importance.p <= 0.05].to_dict("index"), unimportant=describe_importance(importance),
+        tested=int(importance.p.notna().sum()), counts=frame.status.value_counts().to_dict(),
+        failed=[row for row in rows if row["status"] == "failed"],
         in_words=in_words, command=repeat_command(record), resume=resume_command(grid_path, "mnist-grid", "--name"),
         **{name: sum(own[name] or 0 for own in spent) for name in ("seconds", "cpu_seconds")},
         widgets_css=(STATIC / "widgets.css").read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ __all__ = ['ARCHITECTURES', 'architecture', 'Dropout', 'mlp', 'base', 'improved'
            'activation_statistics', 'plot_activation_statistics', 'save_checkpoint', 'load_checkpoint', 'load_model']
 
 # %% ../nbs/01_models.ipynb #f561b3bc
-import pickle
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .runs import InputError, atomic_write, choose
+from .runs import InputError, atomic_write, choose, refuse_pointer
 
 # %% ../nbs/01_models.ipynb #28299fed
 ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {}
@@ -200,10 +200,16 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:  # tensors are on the C
     "A checkpoint from its file."
     path = Path(path)
     if not path.is_file(): raise InputError(f"{path} does not exist: train a model first, with `mnist-train` or `mnist-report`.")
-    try: checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0] if str(error) else 'it is empty'}). "
-                         "Train again, or use another file.") from None
+    try:
+        refuse_pointer(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice on how to load what this project did not write
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError: raise
+    except PermissionError as error: raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+    except Exception:  # unpickling raises all kinds
+        reason = "is damaged, or was not written by this project" if path.stat().st_size else "is empty"
+        raise InputError(f"{path} is not a readable checkpoint: it {reason}. Train again, or use another file.") from None
     if not isinstance(checkpoint, dict) or not {"arch", "model"} <= checkpoint.keys():
         raise InputError(f"{path} is not a checkpoint of this project: it lacks 'arch' or 'model'.")
     return checkpoint
@@ -213,9 +219,10 @@ def load_model(path: str | Path,  # of a checkpoint
               ) -> tuple[nn.Sequential, dict[str, Any]]:  # model in evaluation mode, on the CPU; the checkpoint
     "A trained model from its checkpoint."
     checkpoint = load_checkpoint(path)
-    model = create_model(checkpoint["arch"])
+    try: model = create_model(checkpoint["arch"])
+    except InputError as error: raise InputError(f"{path}: {error}") from None
     try: model.load_state_dict(checkpoint["model"])
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise InputError(f"{path} does not fit the architecture {checkpoint['arch']!r} as it is defined now: "
-                         f"{str(error).splitlines()[1].strip()}") from None
+                         f"{str(error).splitlines()[:2][-1].strip()}") from None
     return model.eval(), checkpoint

@@ -69,7 +69,8 @@ PROPERTIES = {
 }
 
 # %% ../nbs/13_slices.ipynb #4162a81c
-def cut_slices(images: np.ndarray,  # (N, 28, 28) uint8, from the start of the test set
+def cut_slices(images: np.ndarray,                  # (N, 28, 28) uint8
+               numbers: np.ndarray | None = None,    # (N,) of the images in the test file; None: they are its first N
               ) -> pd.DataFrame:    # a row a slice: property, slice, range (text), members (N bool)
     "The slices that accuracy is looked at in. A third that would be empty is left out."
     rows = []
@@ -80,10 +81,9 @@ def cut_slices(images: np.ndarray,  # (N, 28, 28) uint8, from the start of the t
         low_words, high_words = f"{low:.{decimals}f}", f"{high:.{decimals}f}"
         ranges = (f"up to {low_words} {unit}", f"{low_words} to {high_words} {unit}", f"above {high_words} {unit}")
         rows += [(name, *row) for row in zip(thirds, ranges, members)]
-    if len(images) > 5000:
-        first = np.arange(len(images)) < 5000
-        rows += [("writers", "first half", "images 0 to 4,999", first),
-                 ("writers", "second half", f"images 5,000 to {len(images) - 1:,}", ~first)]
+    first = (np.arange(len(images)) if numbers is None else numbers) < 5000
+    if first.any() and not first.all():
+        rows += [("writers", "first half", "images 0 to 4,999", first), ("writers", "second half", "images 5,000 to 9,999", ~first)]
     return pd.DataFrame([row for row in rows if row[-1].any()], columns=["property", "slice", "range", "members"])
 
 

@@ -7,7 +7,8 @@ __all__ = ['DEVICES', 'HISTORY', 'pick_device', 'pick_precision', 'create_optimi
            'Stopwatch', 'StepEnd', 'StopTraining', 'EpochResult', 'train_epoch', 'predict_logits', 'measure',
            'evaluate', 'time_steps', 'EarlyStopping', 'write_history', 'epoch_line', 'plot_history', 'TrainingState',
            'random_state', 'load_resumable', 'Team', 'process_seed', 'join_team', 'EpochEnd', 'LiveCurves',
-           'TensorBoard', 'progress_bar', 'report_step', 'fit', 'plot_first_layer', 'run_checkpoint']
+           'TensorBoard', 'describe_divergence', 'progress_bar', 'report_step', 'fit', 'plot_first_layer',
+           'run_checkpoint']
 
 # %% ../nbs/02_training.ipynb #f8e024be
 import csv
@@ -456,6 +457,23 @@ class TensorBoard:
         self.writer.add_figure("confusion matrix (validation)", matrix.figure_, epoch)
         self.writer.flush()
 
+# %% ../nbs/02_training.ipynb #d2da4007
+def describe_divergence(part: str,    # whose loss it was: training or validation
+                        loss: float,   # infinity or NaN
+                        epoch: int,
+                        settings: Settings,
+                       ) -> str:
+    "That the loss is no longer finite, and which setting is the likely cause, if one is implausible."
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if decay and rate <= 1 and rate * decay > 2:
+        cause = (f"weight_decay={decay:g} with learning_rate={rate:g} multiplies each weight by {1 - rate * decay:.4g} in a step at the "
+                 f"highest learning rate, so the weights grow without limit: give a weight_decay below {2 / rate:.4g}")
+    elif rate > 1: cause = f"learning_rate={rate:g} is far above what AdamW trains with: give 0.0001 to 0.1"
+    else:
+        cause = (f"neither learning_rate={rate:g} nor weight_decay={decay:g} explains it by itself: "
+                 "try a lower learning_rate first, then precision=float32, then another initialisation of the model")
+    return f"the {part} loss became {loss} in epoch {epoch}: {cause}."
+
 # %% ../nbs/02_training.ipynb #bf450aab
 def progress_bar(description: str, images: int, team: Team, hidden: bool = False) -> tqdm:
     "A bar with images per second where someone can watch it, in JupyterLab or a terminal: not in log files."
@@ -522,15 +540,14 @@ def fit(settings: Settings,
                     print(f"stopped in epoch {epoch}: resumed, it goes on from the beginning of that epoch", flush=True)
                     return pd.DataFrame(state.history, columns=HISTORY)
             result = EpochResult(*np.mean(team.gather(result), axis=0).tolist())
-            if not math.isfinite(result.loss):
-                raise InputError(f"the training loss became {result.loss} in epoch {epoch}: "
-                                 f"most likely learning_rate={settings.learning_rate} is too high for this model. Give a lower one.")
+            if not math.isfinite(result.loss): raise InputError(describe_divergence("training", result.loss, epoch, settings))
             rate = batches.numel() * team.size / (time.perf_counter() - start)
             random_states = team.gather(random_state(device))
             if team.rank == 0:
                 logits = predict_logits(state.model, valid_tensors[0])
                 validation = measure(logits, valid_tensors[1], settings.label_smoothing)
             valid_loss, valid_accuracy = team.from_first(validation if team.rank == 0 else None)
+            if not math.isfinite(valid_loss): raise InputError(describe_divergence("validation", valid_loss, epoch, settings))
             is_best = state.stopping.update(epoch, valid_loss)
             state.history.append(dict(zip(HISTORY, (epoch, result.loss, result.accuracy, valid_loss, valid_accuracy,
                                                     state.scheduler.get_last_lr()[0], result.gradient_norm, rate,

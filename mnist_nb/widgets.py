@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'PEN', 'BOX', 'THREE', 'AT_ONCE', 'script', 'LabWidget', 'draw_segments', 'render_strokes', 'bars',
-           'keep_sample', 'DigitPad', 'ErrorBrowser', 'AugmentationPlayground', 'TrainingMonitor', 'RunPicker']
+           'keep_sample', 'DigitPad', 'ErrorBrowser', 'AugmentationPlayground', 'attended', 'Later', 'html_of',
+           'TrainingMonitor', 'RunPicker']
 
 # %% ../nbs/06_widgets.ipynb #acd38361
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,10 @@ import numpy as np
 import pandas as pd
 import torch
 from anywidget import AnyWidget
+from IPython import get_ipython
 from IPython.display import HTML
+from ipywidgets import HTML as HTMLWidget
+from ipywidgets import VBox, Widget
 from markupsafe import Markup
 from PIL import Image
 from scipy.special import softmax
@@ -198,7 +202,8 @@ class ErrorBrowser(LabWidget):
                 ):
         self.digits, self.probabilities, self.subject = digits, probabilities, subject
         self.predicted, self.confidence = probabilities.argmax(1), probabilities.max(1)
-        cut = cut_slices(digits.images)
+        self.numbers = np.arange(len(digits.labels)) if subject is None else subject.numbers  # of the images, in the test file
+        cut = cut_slices(digits.images, self.numbers)
         self.members = dict(zip(cut.property + ": " + cut.slice, cut.members))
         everything = {"true": "any", "predicted": "any", "slice": "any", "low": 0, "high": 1, "errors": True}
         for name in chosen: choose("filter", name, everything)
@@ -213,8 +218,10 @@ class ErrorBrowser(LabWidget):
                  **chosen: Any,
                 ) -> "ErrorBrowser":
         "The errors of a run: what its predictions.npz says, explained with its best model."
-        labels, logits = load_predictions(from_root(run))
+        labels, logits, numbers = load_predictions(from_root(run))
         subject = load_subject(run, len(labels), device)
+        if not np.array_equal(numbers, subject.numbers):
+            raise InputError(f"{run}: its predictions are of other test images than this version draws: run the error analysis again.")
         if np.abs(subject.logits_of(subject.test.images[:100]) - logits[:100]).max() > 0.05:
             raise InputError(f"{run}: its predictions are of another model than its checkpoint: run the error analysis again.")
         return cls(subject.test, softmax(logits.astype(np.float64), axis=1), subject, **chosen)
@@ -233,7 +240,7 @@ class ErrorBrowser(LabWidget):
 
     def words(self, index: int) -> str:
         "What there is to say of an image."
-        return f"#{index}, true {self.digits.labels[index]}, predicted {self.predicted[index]}, {self.confidence[index]:.1%}"
+        return f"#{self.numbers[index]}, true {self.digits.labels[index]}, predicted {self.predicted[index]}, {self.confidence[index]:.1%}"
 
     def refresh(self, change: dict | None = None) -> None:
         "Finds what matches, and shows a page of it."
@@ -258,7 +265,7 @@ class ErrorBrowser(LabWidget):
 
     def explanation(self, index: int) -> Markup:
         image, true, predicted = self.digits.images[index], self.digits.labels[index], self.predicted[index]
-        figures = [(picture(image, f"Image {index}", 112), self.words(index))]
+        figures = [(picture(image, f"Image {self.numbers[index]}", 112), self.words(index))]
         if self.subject:
             subject, batch = self.subject, self.subject.on_device(image[None])
             against = true if true != predicted else np.argsort(-self.probabilities[index])[1]
@@ -333,6 +340,44 @@ class AugmentationPlayground(LabWidget):
                       '<pre class="code">{}</pre><small>In JupyterLab there is a slider for each amount.</small></div></div>'
                       ).format(self.src, self.code)
 
+# %% ../nbs/06_widgets.ipynb #85ecc3b0
+def attended() -> bool:
+    "Whether a person can act on this cell. nbclient, and with it papermill and nbconvert, says that nobody can; so does plain Python."
+    kernel = getattr(get_ipython(), "kernel", None)
+    return bool(kernel and kernel.get_parent().get("content", {}).get("allow_stdin"))
+
+
+class Later(VBox):
+    "A place in a notebook for what comes after a training: `shown`, None until then."
+    def __init__(self, show: Callable[[], Any]):  # makes it: a widget, a table, or text
+        super().__init__()
+        self.show = show
+        self.clear()
+
+    def clear(self, words: str = "This appears when the training has ended.") -> None:
+        "Before the training, and when it starts again."
+        self.shown, self.children = None, [HTMLWidget(html_of(words))]
+
+    def fill(self) -> None:
+        "Shows it."
+        self.shown = self.show()
+        self.children = [self.shown if isinstance(self.shown, Widget) else HTMLWidget(html_of(self.shown))]
+
+    def try_to_fill(self) -> None:
+        "For a thread, whose errors nobody would see."
+        try: self.fill()
+        except Exception as error: self.clear(f"{type(error).__name__}: {error}")
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+        child = self.children[0]  # what a page without Python shows
+        html = child._repr_mimebundle_()[0]["text/html"] if isinstance(child, LabWidget) else child.value
+        return {**super()._repr_mimebundle_(**options), "text/html": html}
+
+
+def html_of(shown: Any) -> str:  # a table, or anything that can be written
+    "As a cell would show it."
+    return shown._repr_html_() if hasattr(shown, "_repr_html_") else str(Markup("<p>{}</p>").format(shown))
+
 # %% ../nbs/06_widgets.ipynb #223041c6
 class TrainingMonitor(LabWidget):
     "A training that can be watched and stopped. `state` is ready, training, stopped, done or failed."
@@ -351,6 +396,7 @@ class TrainingMonitor(LabWidget):
         self.settings, self.save_dir, self.more = settings, from_root(save_dir), more
         self.thread, self.error, self.history = None, None, pd.DataFrame()
         self.losses, self.rows, self.last, self.drawn = [], [], None, 0.0
+        self.later, self.lock = [], threading.Lock()
         self.on_msg(lambda _, message, buffers: self.press(message.get("pressed")))
         self.find_unfinished()
         self.draw()
@@ -372,9 +418,11 @@ class TrainingMonitor(LabWidget):
     def start(self, resume: bool = False) -> "TrainingMonitor":
         "Begins, or goes on from the last whole epoch."
         other = TrainingMonitor.running
-        if other and other.thread.is_alive(): raise InputError(f"a training into {other.save_dir} is under way: stop it first.")
+        if other and other.state == "training": raise InputError(f"a training into {other.save_dir} is under way: stop it first.")
+        if other: other.thread.join()  # it may still draw
         TrainingMonitor.running = self
         self.state, self.stopping, self.error = "training", False, None
+        for place in self.later: place.clear()
         if not resume: self.losses, self.rows = [], []
         self.losses = [(at, loss) for at, loss in self.losses if at <= len(self.rows)]  # of whole epochs
         self.began = self.last = None
@@ -389,7 +437,7 @@ class TrainingMonitor(LabWidget):
         self.draw()
 
     def wait(self) -> pd.DataFrame:  # the history, a row an epoch
-        "Waits for the end. An interruption of the kernel stops the training, too."
+        "Waits for the end; the button does nothing meanwhile. An interruption of the kernel stops the training, too."
         try:
             while self.thread and self.thread.is_alive(): self.thread.join(0.1)
         except KeyboardInterrupt:
@@ -397,6 +445,23 @@ class TrainingMonitor(LabWidget):
             self.thread.join()
         if self.error: raise self.error
         return self.history
+
+    def then(self, show: Callable[[], Any]) -> Later:  # shows what `show()` returns, after each end of the training
+        "Leaves the kernel free, so that a click arrives. Where nobody can click, waits."
+        place = Later(show)
+        if not attended():
+            self.wait()
+            place.fill()
+            return place
+        with self.lock:
+            self.later.append(place)
+            over = self.state in ("stopped", "done", "failed")
+        if over: self.fill([place])
+        return place
+
+    def fill(self, places: list[Later]) -> None:
+        "Shows what there is to show after the training; of an unfinished first epoch there is nothing."
+        for place in places: place.try_to_fill() if self.rows else place.clear("The training ended before its first epoch was finished.")
 
     def train(self, resume: bool) -> None:
         "What the thread does."
@@ -406,8 +471,10 @@ class TrainingMonitor(LabWidget):
                                **{name: value for name, value in self.more.items() if name != "watchers"})
             self.rows = self.history.to_dict("records")
             over = len(self.history) == self.settings.epochs or not self.stopping
-            self.state = "done" if over else "stopped"
-        except BaseException as error: self.state, self.error = "failed", error
+            ending = "done" if over else "stopped"
+        except BaseException as error: ending, self.error = "failed", error
+        with self.lock: self.state, places = ending, list(self.later)
+        threading.Thread(target=self.fill, args=(places,), daemon=True).start()
         self.draw()
 
     def on_step(self, end: StepEnd) -> None:
@@ -448,7 +515,9 @@ class TrainingMonitor(LabWidget):
             self.words(), line_chart(curves, "loss", "epoch", ends=(0, self.settings.epochs)),
             line_chart(accuracy, "accuracy", "epoch", ends=(0, self.settings.epochs)))
 
-    def static(self) -> Markup: return Markup(self.html)
+    def static(self) -> Markup:
+        if self.thread and not attended(): self.thread.join()  # a page without Python shows how the training ended
+        return Markup(self.html)
 
 # %% ../nbs/06_widgets.ipynb #af2d6f31
 class RunPicker(LabWidget):

@@ -18,6 +18,7 @@ from PIL import Image
 
 from mnist_nb import cli
 from mnist_nb.data import SHA256, load_digits
+from mnist_nb.metrics import load_predictions
 from mnist_nb.models import load_checkpoint, load_model, save_checkpoint
 from mnist_nb.training import pick_device
 
@@ -181,16 +182,16 @@ def test_help_needs_no_torch(name):
 
 
 def test_compare_says_which_run_is_better(small_run, tmp_path):
-    labels, logits = (np.load(small_run / "predictions.npz")[name] for name in ("labels", "logits"))
+    labels, logits, numbers = load_predictions(small_run)
     better = tmp_path / "better"
     better.mkdir()
     (better / "run.json").write_text("{}")
     mended = logits.copy()
     mended[:500] = np.eye(10)[labels[:500]] * 9
-    np.savez(better / "predictions.npz", labels=labels, logits=mended)
+    np.savez(better / "predictions.npz", labels=labels, logits=mended, numbers=numbers)
     gained = int((logits[:500].argmax(1) != labels[:500]).sum())
     result = command("mnist-compare", small_run, "better", "--reports", tmp_path)
-    assert result.returncode == 0 and result.stdout.startswith("better is better than small: ")
+    assert result.returncode == 0 and result.stdout.startswith("This model of better is better than this model of small: ")
     assert f"{gained} images that only better gets right, 0 that only small does" in result.stdout
     figures = json.loads(command("mnist-compare", "better", small_run, "--reports", tmp_path, "--json").stdout)
     assert figures["difference"] == -gained / 1000 and sum(row["difference"] for row in figures["by_digit"]) == gained

@@ -19,7 +19,7 @@ from statsmodels.stats.proportion import proportion_confint
 from torch import nn
 
 from mnist_nb import error_analysis, metrics
-from mnist_nb.data import load_digits, load_test_digits
+from mnist_nb.data import Digits, load_digits, load_test_digits, sample_test_numbers
 from mnist_nb.models import ARCHITECTURES, create_model, save_checkpoint
 from mnist_nb.recipes import Settings
 
@@ -141,8 +141,68 @@ def test_the_bootstrap_interval_holds_what_it_promises():
     assert 0.9 < np.mean(held) < 0.98
 
 
+def toy_subject(valid_scale: float) -> error_analysis.Subject:
+    "A model of ten pixels: on validation images its logits are so many times as large as on test images."
+    random = np.random.default_rng(0)
+    logits = random.integers(0, 8, (2000, 10))
+    labels = (softmax(logits, axis=1).cumsum(1) < random.random((2000, 1))).sum(1).clip(0, 9)
+    def digits(scale):
+        images = np.zeros((2000, 28, 28), np.uint8)
+        images[:, 0, :10] = logits * scale
+        return Digits(images, labels)
+    class Pixels(nn.Module):
+        def forward(self, x): return x[:, 0, 0, :10] * 255
+    return error_analysis.Subject(Pixels(), "toy", torch.device("cpu"), None, digits(valid_scale), digits(1), None,
+                                  np.arange(2000) * 5)
+
+
+def test_the_temperature_comes_from_validation_and_divides_the_logits_of_the_test_set():
+    subject = toy_subject(valid_scale=4)
+    assert subject.temperature == pytest.approx(4, rel=0.1) and toy_subject(valid_scale=1).temperature == pytest.approx(1, rel=0.1)
+    np.testing.assert_allclose(subject.calibrated, softmax(subject.logits / subject.temperature, axis=1), atol=1e-7)
+    np.testing.assert_allclose(subject.probabilities, softmax(subject.logits, axis=1), atol=1e-7)
+    figures = error_analysis.trust_table(subject)[1]
+    assert figures["before"]["calibration_error"] < figures["after"]["calibration_error"]  # what validation advises does harm here
+    assert figures["after"]["negative_log_likelihood"] == pytest.approx(log_loss(subject.test.labels, subject.calibrated))
+
+
+def test_the_worst_errors_are_those_with_the_least_probability_for_the_truth():
+    subject = toy_subject(valid_scale=1)
+    chances = subject.probabilities[np.arange(2000), subject.test.labels]
+    wrong = sorted(np.flatnonzero(~subject.right), key=lambda index: chances[index])
+    found = error_analysis.worst_errors(subject.test.labels, subject.logits, 30)
+    np.testing.assert_allclose(chances[found], chances[wrong[:30]])
+    assert not subject.right[found].any() and len(set(found)) == 30
+
+
+def test_images_are_called_by_their_number_in_the_test_file():
+    subject = toy_subject(valid_scale=1)
+    pair = np.flatnonzero((subject.test.labels == 3) & (subject.predicted != 3))
+    taken_for = np.bincount(subject.predicted[pair]).argmax()
+    inside = pair[subject.predicted[pair] == taken_for]
+    surest = inside[np.argsort(-subject.probabilities[inside, taken_for], kind="stable")][0]
+    assert f'alt="Image {surest * 5}, 3 taken for {taken_for}"' in error_analysis.confusion_table(subject)
+    gallery = error_analysis.suspect_gallery(subject.test, subject.probabilities, np.array([7]), subject.numbers)
+    assert "#35: labelled" in gallery and "Image 35," in gallery
+    assert subject.predictions.numbers is subject.numbers
+
+
+def test_stored_predictions_say_which_images_they_are_of(tmp_path):
+    subject = toy_subject(valid_scale=1)
+    error_analysis.write_analysis(tmp_path, subject.predictions, metrics.classification_metrics(subject.test.labels, subject.predicted))
+    stored = metrics.load_predictions(tmp_path)
+    for own, other in zip(stored, (subject.test.labels, subject.logits, subject.numbers)): np.testing.assert_array_equal(own, other)
+    table = pd.read_csv(tmp_path / "confusion_matrix.csv", index_col=0)
+    assert table.loc[3, "5"] == ((subject.test.labels == 3) & (subject.predicted == 5)).sum()  # rows are true digits
+
+
+def test_the_small_run_was_tested_on_the_sample(judged, small_run):
+    assert metrics.load_predictions(small_run).numbers.tolist() == sample_test_numbers(1000).tolist()
+    np.testing.assert_array_equal(judged[0], load_test_digits(1000).labels)
+
+
 class Memory(nn.Module):
-    "Knows the first test images by heart, and nothing else."
+    "Knows some of the test images by heart, and nothing else."
     def __init__(self, images=200):
         super().__init__()
         digits = load_test_digits(images)
@@ -201,7 +261,7 @@ def test_report_of_a_model_that_always_says_seven(tmp_path, monkeypatch):
     assert found[0] == "Every image is taken for a 7." and found[1].startswith("Most frequent of ")
     assert "No corruption lowers the accuracy." in found and any("says little about their labels" in words for words in found)
     assert [column for column in range(10) if names["matrix"][:, column].any()] == [7]
-    assert json.loads((tmp_path / "run.json").read_text())["metrics"]["test_errors"] == (load_digits("test").labels[:500] != 7).sum()
+    assert json.loads((tmp_path / "run.json").read_text())["metrics"]["test_errors"] == (load_test_digits(500).labels != 7).sum()
 
 
 def test_report_of_an_untrained_model(tmp_path, monkeypatch):
@@ -223,8 +283,13 @@ def test_report_that_compares(tmp_path, monkeypatch):
     report_of(Memory, tmp_path / "first", monkeypatch, 200)
     names = report_of(sevens, tmp_path / "second", monkeypatch, 500, compare_with="first")
     words = names["findings"][-1]
-    sevens_there = (load_digits("test").labels[:200] == 7).sum()
-    assert words.startswith("second is worse than first: ") and "on 200 images" in words
+    sevens_there = (load_test_digits(200).labels == 7).sum()  # which are part of the larger sample
+    assert words.startswith("This model of second is worse than this model of first: ") and "on 200 images" in words
+    numbers = np.load(tmp_path / "first" / "predictions.npz")["numbers"]
+    others = numbers[load_test_digits(200).labels != 7]
+    shown = re.findall(r"<figcaption>#(\d+): (\d)", str(names["compared"]))
+    assert [int(number) for number, _ in shown] == others[:12].tolist()
+    assert all(load_digits("test").labels[int(number)] == int(label) for number, label in shown)
     assert f"0 images that only second gets right, {200 - sevens_there} that only first does" in words
     assert escape(words) in names["compared"] and names["compared"].count("<li>") == 12
     errors = re.findall(r'data-value="(\d+)">', str(names["compared"]))

@@ -1,18 +1,20 @@
-"""What a run says when a stage goes wrong, tried on toy notebooks that need no torch."""
+"""What a run says when a stage goes wrong, tried on toy notebooks that need no torch, most of them without a kernel."""
 
 import argparse
+import errno
 import json
 import os
+import re
 import signal
 import sys
 
 import nbformat
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, kernels_of
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from mnist_nb import pipeline
+from mnist_nb import pipeline, runs
 from mnist_nb.cli import plain_errors
 from mnist_nb.runs import InputError
 
@@ -54,7 +56,9 @@ class Toy:
 
 
 @pytest.fixture
-def toy(tmp_path, monkeypatch):
+def toy(tmp_path, monkeypatch, request):
+    "Cells are executed in this process, but for tests of how kernels end."
+    if not request.node.get_closest_marker("kernels"): request.getfixturevalue("no_kernels")
     monkeypatch.setattr(pipeline, "STAGES", {"00_data": pipeline.Stage(),
                                              "02_training": pipeline.Stage(outputs=("model.txt",), metrics=("test_accuracy",)),
                                              "03_error_analysis": pipeline.Stage(inputs=("model.txt",))})
@@ -69,6 +73,7 @@ def test_a_good_run(toy, capsys):
     assert toy.page().index("all is well") < toy.page().index("half")
 
 
+@pytest.mark.kernels
 def test_a_cell_that_raises(toy, capsys):
     toy.write("02_training", "print('before it broke')\nraise ZeroDivisionError('no digits left')")
     assert toy.start()["status"] == "failed"
@@ -89,6 +94,7 @@ def test_a_cell_that_raises(toy, capsys):
     assert "ZeroDivisionError" in (toy.reports / "index.html").read_text()
 
 
+@pytest.mark.kernels
 def test_a_cell_that_takes_too_long(toy):
     toy.write("02_training", "import time\ntime.sleep(60)")
     assert toy.start(cell_timeout=5)["status"] == "failed"
@@ -97,6 +103,7 @@ def test_a_cell_that_takes_too_long(toy):
         '<span class="o">', "")
 
 
+@pytest.mark.kernels
 def test_a_kernel_that_dies(toy):
     toy.write("02_training", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     assert toy.start()["status"] == "failed"
@@ -125,12 +132,13 @@ def test_a_page_that_cannot_be_rendered(toy, monkeypatch):
     toy.write("02_training", GOOD)
     render = pipeline.render
     monkeypatch.setattr(pipeline, "render", lambda *_: (_ for _ in ()).throw(OSError("no space left on device")))
-    with pytest.raises(OSError): toy.start(resume=True)
+    assert toy.start(resume=True)["status"] == "failed"
     monkeypatch.setattr(pipeline, "render", render)
     assert toy.record()["status"] == "failed" and "no space left" in toy.record()["error"]
     assert toy.start(resume=True)["status"] == "done" and "This stage failed" not in toy.page()
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption(toy, number):
     toy.write("02_training", f"import os, time\nos.kill({os.getpid()}, {int(number)})\ntime.sleep(60)")
@@ -140,8 +148,7 @@ def test_an_interruption(toy, number):
     assert "interrupted" in toy.page()
     index = (toy.reports / "index.html").read_text()
     assert "Training: interrupted" in index and ">running<" not in index
-    kernels = [child for child in psutil.Process().children(recursive=True) if "ipykernel_launcher" in " ".join(child.cmdline())]
-    assert psutil.wait_procs(kernels, timeout=5)[1] == []
+    assert psutil.wait_procs(kernels_of(os.getpid()), timeout=5)[1] == []
 
 
 def test_resume_with_another_parameter_leaves_nothing_of_the_old_one(toy):
@@ -181,6 +188,7 @@ def test_our_own_mistakes_keep_their_traceback(toy, monkeypatch):
     assert toy.record()["status"] == "failed" and "ZeroDivisionError" in toy.record()["error"]
 
 
+@pytest.mark.kernels
 def test_the_kernel_asked_for_is_the_one_that_runs(toy, monkeypatch, tmp_path):
     folder = tmp_path / "share" / "kernels" / "toy-kernel"
     folder.mkdir(parents=True)
@@ -219,10 +227,36 @@ def test_resume_runs_a_stage_again_when_its_notebook_changed(toy):
     assert "loaded anew" in toy.page("00_data")
 
 
+def test_a_finished_run_is_deleted_only_when_that_is_asked_for(toy):
+    toy.start()
+    before = {path: path.read_bytes() for path in toy.run.iterdir() if path.is_file()}
+    with pytest.raises(InputError, match="'toy' is finished.*--resume.*--replace.*another name"): toy.start()
+    assert {path: path.read_bytes() for path in toy.run.iterdir() if path.is_file()} == before
+    toy.write("02_training", "raise ValueError('not today')")
+    assert toy.start(replace=True)["status"] == "failed"
+    toy.write("02_training", GOOD)
+    assert toy.start()["status"] == "done"  # a run that failed is replaced without being asked
+
+
+@pytest.mark.parametrize("writes", [0, 3])
+def test_a_full_disk_is_named_whatever_could_not_be_written(toy, monkeypatch, capsys, writes):
+    real, left = pipeline.write_json, [writes]
+    def full(path, value):
+        left[0] -= 1
+        if left[0] < 0: raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, value)
+    for module in (pipeline, runs): monkeypatch.setattr(module, "write_json", full)
+    result = toy.start()
+    assert result["status"] == "failed" and "No space left on device" in result["error"]
+    output = capsys.readouterr().out
+    assert "failed: " in output and "No space left on device" in output and "KeyError" not in output
+    for page in re.findall(r"see +(\S+)", output): assert (toy.folder / page).exists()
+
+
 def test_without_resume_nothing_of_the_old_run_stays(toy):
     toy.start()
     (toy.run / "left over.txt").write_text("from the old run")
-    toy.start()
+    toy.start(replace=True)
     assert not (toy.run / "left over.txt").exists() and toy.record()["status"] == "done"
 
 

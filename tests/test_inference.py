@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 from PIL import Image, ImageDraw, ImageFont
 
 from mnist_nb import cli
-from mnist_nb.data import load_test_digits, photo_of
+from mnist_nb.data import load_digits, load_test_digits, photo_of
 from mnist_nb.inference import InputError, Predictor
 
 MODEL = ROOT / "reports" / "reference" / "model.int8.onnx"
@@ -34,7 +34,7 @@ def predictor() -> Predictor: return Predictor(MODEL)
 @pytest.fixture(scope="module")
 def seven(tmp_path_factory):
     path = tmp_path_factory.mktemp("picture") / "seven.png"
-    Image.fromarray(load_test_digits(1).images[0]).save(path)
+    Image.fromarray(load_digits("test").images[0]).save(path)
     return path
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from functools import reduce
 from pathlib import Path
 
 import nbformat
@@ -24,6 +25,8 @@ from mnist_nb.metrics import load_predictions
 
 STROKES = json.loads((ROOT / "tests" / "strokes.json").read_text())
 KERNEL = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+CELLS_DONE = """window.jupyterapp.shell.currentWidget.content.model.toJSON().cells.every(
+  cell => cell.cell_type !== "code" || cell.execution_count)"""
 ERRORS = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells.flatMap((cell, number) =>
   (cell.outputs ?? []).filter(output => output.output_type === "error").map(output => `cell ${number}: ${output.evalue}`))"""
 
@@ -55,17 +58,18 @@ def lab(tmp_path_factory):
 
 @pytest.fixture
 def notebook(browser, lab):
-    "Opens a notebook: `notebook(name, cells)` with cells of its own, or `notebook(name)` for one of the project."
+    """Opens a notebook: `notebook(name, cells)` with cells of its own, or `notebook(name)` for one of the project, whose words may be
+    replaced, such as the folder that it writes to."""
     folder, address = lab
     troubles, page = [], browser.new_page(viewport={"width": 1300, "height": 2400})
     page.on("pageerror", lambda error: troubles.append(str(error)))
     page.on("request", lambda request: request.url.startswith(("http://127.0.0.1", "blob:", "data:")) or troubles.append(request.url))
     page.on("console", lambda line: "widget" in line.text.lower() and line.type == "error" and troubles.append(line.text))
-    def open_notebook(name, *cells):
+    def open_notebook(name, *cells, **words):
         path = folder / "nbs" / f"{name}.ipynb"
         metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
         if cells: nbformat.write(new_notebook(cells=list(map(new_code_cell, cells)), metadata=metadata), path)
-        else: shutil.copy(ROOT / "nbs" / path.name, path)
+        else: path.write_text(reduce(lambda text, pair: text.replace(*pair), words.items(), (ROOT / "nbs" / path.name).read_text()))
         page.goto(f"{address}/tree/nbs/{name}.ipynb?reset")
         page.wait_for_function(f"() => {KERNEL}?.status === 'idle'", timeout=60_000)
         run_all(page)
@@ -175,7 +179,7 @@ def test_errors_are_filtered_explained_and_chosen(notebook, small_run):
     page = notebook("errors", f"""from mnist_nb.widgets import ErrorBrowser
 browser = ErrorBrowser.from_run({str(small_run)!r})
 browser""")
-    labels, logits = load_predictions(small_run)
+    labels, logits, numbers = load_predictions(small_run)
     predicted = logits.argmax(1)
     pairs, counts = np.unique(np.stack([labels, predicted])[:, labels != predicted], axis=1, return_counts=True)
     true, taken_for = map(int, pairs[:, counts.argmax()])
@@ -189,7 +193,7 @@ browser""")
     assert sorted(shown) == expected[:60] or len(expected) > 60
     first = page.locator(".grid button").first
     first.click()
-    expect(page.locator(".detail")).to_contain_text(f"#{shown[0]}, true {true}, predicted {taken_for}")
+    expect(page.locator(".detail")).to_contain_text(f"#{numbers[shown[0]]}, true {true}, predicted {taken_for}")
     expect(page.locator(".detail figure")).to_have_count(5)  # the image, its saliency, three training images
     assert value_of(page, "browser.selected") == str(shown[0])
     first.focus()
@@ -260,12 +264,21 @@ picker""")
     until(page, "list(picker.runs)", "['small']")
 
 
+def tour(notebook, folder):
+    "The tour, after Run All, with a network that trains into a folder of the test."
+    return notebook("index", **{"reports/tour": str(folder / "tour")})
+
+
 @pytest.mark.slow
-def test_the_tour_runs_and_is_saved_clean(notebook, lab):
-    page = notebook("index")
-    expect(page.locator(".drawing table").last).to_be_visible(timeout=120_000)  # of the last widget
-    page.wait_for_function(f"() => {KERNEL}?.status === 'idle'", timeout=60_000)
-    assert page.evaluate(ERRORS) == []
+def test_the_tour_runs_and_is_saved_clean(notebook, lab, tmp_path):
+    page = tour(notebook, tmp_path)
+    page.wait_for_function(f"() => {CELLS_DONE}", timeout=60_000)  # long before the training has ended
+    assert value_of(page, "monitor.state") == "'training'"
+    assert page.get_by_text("This appears when the training has ended.").count() == 4
+    expect(page.locator(".error-browser .detail")).to_contain_text("Saliency", timeout=180_000)
+    expect(page.locator(".drawing table").last).to_be_visible(timeout=60_000)  # of the last widget
+    assert page.evaluate(ERRORS) == [] and value_of(page, "monitor.state") == "'done'"
+    assert page.get_by_text("of the test images are right").count() == 1 and page.locator("table.dataframe tbody tr").count() == 6
     assert page.locator(".digit-pad canvas.pad").count() == 1 and page.locator(".error-browser").count() == 1
     assert Path(value_of(page, "__import__('sys').prefix").strip("'")) == Path(sys.prefix)  # the kernel is the environment's
     page.evaluate("window.jupyterapp.shell.currentWidget.content.model.cells.get(0).sharedModel.setSource('# Changed\\n\\n> now')")
@@ -276,18 +289,47 @@ def test_the_tour_runs_and_is_saved_clean(notebook, lab):
         page.wait_for_timeout(100)
     notebook_as_saved = nbformat.read(saved, 4)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook_as_saved.cells)
-    original = nbformat.read(ROOT / "nbs" / "index.ipynb", 4)
+    original = nbformat.reads((ROOT / "nbs" / "index.ipynb").read_text().replace("reports/tour", str(tmp_path / "tour")), 4)
     original.cells[0].source = "# Changed\n\n> now"
     assert [(cell.id, cell.source, cell.metadata) for cell in notebook_as_saved.cells] == [
         (cell.id, cell.source, cell.metadata) for cell in original.cells]
     assert set(notebook_as_saved.metadata) <= {"kernelspec"}
 
 
-def test_exported_widgets_show_something(browser, tmp_path):
+def test_the_tour_can_be_stopped_after_run_all(notebook, tmp_path):
+    page = tour(notebook, tmp_path)
+    stop = page.get_by_role("button", name="Stop")
+    stop.wait_for(timeout=60_000)
+    expect(page.locator(".drawing").first).to_contain_text("images/s", timeout=60_000)  # it is training
+    page.wait_for_timeout(500)
+    stop.click()
+    expect(page.locator(".drawing").first).to_contain_text("Stopped", timeout=2000)
+    page.get_by_role("button", name="Go on").wait_for(timeout=2000)
+    assert value_of(page, "monitor.state") == "'stopped'" and page.evaluate(ERRORS) == []
+    page.locator(".digit-pad .clear").click()  # the rest of the tour is alive
+    until(page, "pad.image is None", "True")
+
+
+def test_after_run_all_widgets_are_as_their_cells_made_them(notebook, tmp_path):
+    "The tests in the notebook work on widgets of their own."
+    page = notebook("06_widgets")
+    page.wait_for_function(f"() => {CELLS_DONE}", timeout=180_000)
+    assert page.evaluate(ERRORS) == []
+    assert value_of(page, "(pad.image == render_strokes(THREE)).all() and pad.kept == ''") in ("True", "np.True_")
+    assert page.locator(".digit-pad .bars tr.best th").all_inner_texts() == ["3"] and page.locator(".kept").inner_text() == ""
+    assert value_of(page, "(browser.page, browser.filter['errors'], browser.selected == browser.indices[0])").startswith("(0, True, ")
+    expect(page.locator(".error-browser .detail")).to_contain_text("Saliency")
+    assert value_of(page, "playground.augmentation == AUGMENTATIONS['affine'] and playground.seed == 0") == "True"
+    until(page, "monitor.state", "'done'")
+    assert value_of(page, "picker.chosen") == "['reference']"
+
+
+def test_exported_widgets_show_something(browser, small_run, tmp_path):
     cells = ["from mnist_nb.widgets import *\nfrom mnist_nb.recipes import Settings\nimport tempfile",
              "DigitPad('reports/reference/model.int8.onnx')",
-             "browser = ErrorBrowser.from_run('reports/scratch')\nbrowser", "AugmentationPlayground()",
-             "TrainingMonitor(Settings(), tempfile.mkdtemp())", "RunPicker(chosen=['reference'])"]
+             f"browser = ErrorBrowser.from_run({str(small_run)!r})\nbrowser", "AugmentationPlayground()",
+             "monitor = TrainingMonitor(Settings(arch='base', epochs=2, train_images=2000, valid_images=200), tempfile.mkdtemp())\n"
+             "monitor.start()\nmonitor", "monitor.then(lambda: monitor.history)", "RunPicker(chosen=['reference'])"]
     metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
     nbformat.write(new_notebook(cells=list(map(new_code_cell, cells)), metadata=metadata), tmp_path / "widgets.ipynb")
     subprocess.run([executable("jupyter"), "nbconvert", f"--config={ROOT / 'jupyter_config.py'}", "--execute", "--to", "html",
@@ -295,8 +337,9 @@ def test_exported_widgets_show_something(browser, tmp_path):
     page = browser.new_context(offline=True, java_script_enabled=False).new_page()
     page.goto((tmp_path / "widgets.html").as_uri())
     shown = page.locator(".jp-OutputArea-output .mnist-nb")
-    assert shown.count() == len(cells) - 1
-    for number in range(len(cells) - 1):
+    assert shown.count() == len(cells) - 2
+    assert page.get_by_text("Done: base, 2 epochs").count() == 1 and page.locator("table.dataframe tbody tr").count() == 2  # it waited
+    for number in range(shown.count()):
         box = shown.nth(number).bounding_box()
         assert box["height"] > 100 and box["width"] > 200
         assert shown.nth(number).locator("img, svg").count() >= 1 and re.search(r"\w", shown.nth(number).inner_text())

@@ -10,6 +10,7 @@ from configparser import ConfigParser
 import nbformat
 import pytest
 from conftest import ROOT, executable
+from mutants import load_mutations, mutated_files
 
 from mnist_nb.pipeline import FULL_RUN, STAGES, declared_parameters
 from mnist_nb.recipes import Settings
@@ -69,6 +70,12 @@ def test_default_run_is_quick():
                       if "parameters" in cell.metadata.get("tags", []))
         for name, value in re.findall(r"^(epochs|\w+_images) = (\d+)", source, re.MULTILINE):
             assert int(value) <= (2 if name == "epochs" else 4000), f"{stage}: {name} = {value}"
+
+
+def test_mutations_fit_the_code():
+    mutations = load_mutations()
+    for mutation in mutations: mutated_files(mutation)  # raises where its text is not there exactly once
+    assert len(mutations) >= 100 and {path.stem for path in (ROOT / "mnist_nb").glob("[a-z]*.py")} == {own.module for own in mutations}
 
 
 def test_version_stands_in_one_place():

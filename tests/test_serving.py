@@ -29,7 +29,7 @@ from conftest import ROOT, executable, missing
 from PIL import Image, ImageDraw
 from playwright.sync_api import expect
 
-from mnist_nb.data import load_test_digits
+from mnist_nb.data import load_digits
 from mnist_nb.inference import Predictor, has_mnist_form
 from mnist_nb.serving import write_demo
 
@@ -63,7 +63,7 @@ def service():
 @pytest.fixture(scope="module")
 def png() -> bytes:
     "A seven of the test set."
-    Image.fromarray(load_test_digits(1).images[0]).save(file := io.BytesIO(), "png")
+    Image.fromarray(load_digits("test").images[0]).save(file := io.BytesIO(), "png")
     return file.getvalue()
 
 

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import asdict, replace
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -16,9 +18,11 @@ import torch
 from conftest import command, executable
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mnist_nb import cli, training
-from mnist_nb.models import load_checkpoint, load_model
-from mnist_nb.recipes import Settings
+from mnist_nb import cli, data, export, inspection, training
+from mnist_nb.data import AUGMENTATIONS, Digits, load_digits, pixel_statistics, split_digits
+from mnist_nb.error_analysis import load_subject
+from mnist_nb.models import create_model, load_checkpoint, load_model
+from mnist_nb.recipes import RECIPES, Settings, apply_recipe
 
 EPOCHS = 12
 WORDS = ["--arch=nano", f"--epochs={EPOCHS}", "--train_images=3000", "--valid_images=500", "--batch_size=100", "--cpu",
@@ -75,6 +79,200 @@ def cut_off(tmp_path_factory):
     kill_after([executable("mnist-train"), *WORDS, f"--save_dir={folder}"], 2, 0)
     assert 2 <= epochs_done(folder) < EPOCHS
     return folder
+
+
+TINY = Settings(arch="nano", epochs=6, train_images=200, valid_images=100, batch_size=50, patience=2)
+
+
+@pytest.fixture(scope="module")
+def few() -> Digits:
+    "Some of the training images, each different."
+    return load_digits("train").take(np.arange(400))
+
+
+def numbers_of(images, digits: Digits) -> set[int]:
+    "Which of the digits the images are."
+    places = {image.tobytes(): number for number, image in enumerate(digits.images)}
+    return {places[np.asarray(image).tobytes()] for image in images}
+
+
+@pytest.fixture
+def scripted(monkeypatch, few):
+    "Trains with losses that are given: returns the history. Each epoch writes its number into the weights."
+    def train(folder, train_losses, valid_losses, settings=TINY):
+        epochs, losses = iter(enumerate(train_losses, 1)), iter(valid_losses)
+        def train_epoch(model, *more):
+            epoch, loss = next(epochs)
+            with torch.no_grad(): model.network[-1].bias.fill_(epoch)
+            return training.EpochResult(loss, 1 - loss, 1.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "train_epoch", train_epoch)
+            patch.setattr(training, "measure", lambda *words: (next(losses), 0.5))
+            return training.fit(settings, folder, device="cpu", digits=few)
+    return train
+
+
+def weights_from(path) -> float: return load_checkpoint(path)["model"]["network.10.bias"][0].item()
+
+
+def test_the_best_checkpoint_has_the_lowest_validation_loss(scripted, tmp_path):
+    history = scripted(tmp_path, train_losses=[0.5, 0.4, 0.3, 0.2, 0.1, 0.05], valid_losses=[0.9, 0.7, 0.5, 0.6, 0.49, 0.55])
+    assert history.train_loss.tolist() == [0.5, 0.4, 0.3, 0.2, 0.1, 0.05]
+    assert history.valid_loss.tolist() == [0.9, 0.7, 0.5, 0.6, 0.49, 0.55] and history.epoch.tolist() == [1, 2, 3, 4, 5, 6]
+    assert (weights_from(tmp_path / "best_model.pth"), weights_from(tmp_path / "last_model.pth")) == (5, 6)
+    assert len(load_checkpoint(tmp_path / "best_model.pth")["history"]) == 5
+
+
+def test_validation_loss_stops_training_and_training_loss_does_not(scripted, tmp_path):
+    falling = [0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+    stopped = scripted(tmp_path / "stopped", train_losses=falling, valid_losses=[0.5, 0.4, 0.4, 0.6, 0.1, 0.1])
+    assert len(stopped) == 4 and weights_from(tmp_path / "stopped" / "best_model.pth") == 2  # two epochs without a lower one
+    whole = scripted(tmp_path / "whole", train_losses=falling[::-1], valid_losses=falling)
+    assert len(whole) == 6 and weights_from(tmp_path / "whole" / "best_model.pth") == 6
+    patient = scripted(tmp_path / "patient", falling, [0.5, 0.4, 0.4, 0.6, 0.1, 0.2], replace(TINY, patience=3))
+    assert len(patient) == 6 and weights_from(tmp_path / "patient" / "best_model.pth") == 5
+
+
+@pytest.mark.parametrize(("changes", "cause", "other"), [
+    ({"weight_decay": 1e5}, "weight_decay=100000 with learning_rate=0.001", "is far above"),
+    ({"learning_rate": 1e30}, "learning_rate=1e+30 is far above", "weight_decay=0.5 with")])
+def test_a_loss_that_is_no_number_names_the_setting_that_caused_it(changes, cause, other, few, tmp_path):
+    with pytest.raises(training.InputError) as end:
+        training.fit(replace(TINY, epochs=60, patience=60, **changes), tmp_path, device="cpu", digits=few)
+    assert "loss became" in str(end.value) and cause in str(end.value) and other not in str(end.value)
+
+
+def test_a_loss_that_is_no_number_blames_nobody_without_evidence(scripted, tmp_path):
+    with pytest.raises(training.InputError, match="training loss became nan in epoch 2: neither learning_rate=0.001 nor weight_decay=0.5"):
+        scripted(tmp_path / "train", [0.5, float("nan")], [0.5, 0.5])
+    with pytest.raises(training.InputError, match="validation loss became inf in epoch 1: neither"):
+        scripted(tmp_path / "valid", [0.5], [float("inf")])
+    assert not (tmp_path / "valid" / "best_model.pth").exists()
+
+
+def test_training_and_validation_see_different_images(monkeypatch, few, tmp_path):
+    "The parts share no image; only training augments; pixels are normalised by those of the training part."
+    trained, judged, augmented = [], [], []
+    real_epoch, real_logits, real_augment = training.train_epoch, training.predict_logits, training.augment
+    monkeypatch.setattr(training, "train_epoch", lambda *words: (trained.append(words[3]), real_epoch(*words))[1])
+    monkeypatch.setattr(training, "predict_logits", lambda *words: (judged.append(words[1]), real_logits(*words))[1])
+    monkeypatch.setattr(training, "augment", lambda *words: (augmented.append(len(words[0])), real_augment(*words))[1])
+    training.fit(replace(TINY, epochs=2), tmp_path, device="cpu", digits=few)
+    train, valid = numbers_of(trained[0], few), numbers_of(judged[0], few)
+    assert (len(train), len(valid), len(judged), train & valid) == (200, 100, 2, set()) and augmented == [50] * 8
+    shares = [np.bincount(few.labels[sorted(part)], minlength=10) / len(part) for part in (train, valid, range(400))]
+    assert np.abs(shares[0] - shares[2]).max() < 0.011 and np.abs(shares[1] - shares[2]).max() < 0.016  # stratified
+    model = load_checkpoint(tmp_path / "best_model.pth")["model"]
+    mean_and_std = pixel_statistics(few.images[sorted(train)])
+    np.testing.assert_allclose([model["normalize.mean"], model["normalize.std"]], mean_and_std, rtol=1e-6)
+    assert abs(mean_and_std[0] - pixel_statistics(few.images)[0]) > 1e-5
+
+
+def test_an_epoch_takes_each_image_once_in_an_order_of_its_own():
+    generator = torch.Generator().manual_seed(0)
+    first, second = (training.draw_batches(103, 10, generator) for _ in range(2))
+    assert first.shape == (10, 10) and len(set(first.flatten().tolist())) == len(set(second.flatten().tolist())) == 100
+    assert not torch.equal(first, second) and not torch.equal(first.flatten().sort().values, second.flatten().sort().values)
+    assert not torch.equal(first.flatten(), torch.arange(100))
+
+
+def one_epoch(few, **changes):
+    "An epoch of a linear model on 100 images, without augmentation: model, weights before, result, schedule."
+    settings = replace(TINY, train_images=100, epochs=3, **asdict(AUGMENTATIONS["none"]), **changes)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+    before = model[1].weight.detach().clone()
+    optimizer, scheduler = training.create_optimizer(model, settings, torch.device("cpu"))
+    tensors = [torch.from_numpy(array[:100]) for array in few]
+    result = training.train_epoch(model, optimizer, scheduler, *tensors, torch.arange(100).view(2, 50), settings)
+    return model, before, result, scheduler
+
+
+def test_label_smoothing_is_in_the_loss_of_training(few):
+    for smoothing in (0.0, 0.3):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(784, 10)
+        logits = layer(torch.from_numpy(few.images[:100]).flatten(1) / 255).detach().double().log_softmax(1)
+        own, mean = -logits[torch.arange(100), torch.from_numpy(few.labels[:100])].mean(), -logits.mean()
+        result = one_epoch(few, label_smoothing=smoothing, learning_rate=1e-12)[2]
+        assert result.loss == pytest.approx(((1 - smoothing) * own + smoothing * mean).item(), rel=1e-5)
+        assert result.accuracy == (logits.argmax(1).numpy() == few.labels[:100]).mean()
+        assert training.measure(logits, torch.from_numpy(few.labels[:100]), smoothing)[0] == pytest.approx(result.loss, rel=1e-5)
+
+
+def test_weight_decay_shrinks_weights_that_have_no_gradient(few):
+    rates = training.learning_rates(replace(TINY, train_images=100, epochs=3, learning_rate=0.01))
+    for decay in (0.0, 2.0):
+        model, before, _, scheduler = one_epoch(few, weight_decay=decay, learning_rate=0.01)
+        shrunk = (1 - rates[0] * decay) * (1 - rates[1] * decay)  # the corner pixel is paper in every image
+        torch.testing.assert_close(model[1].weight[:, 0].detach(), before[:, 0] * shrunk)
+        assert (model[1].weight - before)[:, 400].abs().min() > 1e-4 and scheduler.last_epoch == 2  # a step a batch
+        assert model[1].weight.grad is None  # no gradient adds up over batches
+
+
+def test_the_learning_rate_rises_for_30_percent_of_the_steps_and_ends_near_zero():
+    rates = training.learning_rates(Settings(train_images=1000, valid_images=10, batch_size=10, epochs=4, learning_rate=0.02))
+    assert len(rates) == 400 and rates.argmax() == 119 and rates.max() == pytest.approx(0.02)
+    assert rates[0] == pytest.approx(0.02 / 25) and rates[-1] < 1e-5
+    assert (np.diff(rates[:120]) > 0).all() and (np.diff(rates[119:]) < 0).all()
+
+
+def test_validation_runs_without_dropout_and_leaves_the_model_training(few):
+    model = create_model("improved").train()
+    images = torch.from_numpy(few.images[:50])
+    first, second = training.predict_logits(model, images), training.predict_logits(model, images, 7)
+    torch.testing.assert_close(first, second)
+    assert model.training and torch.equal(first, training.predict_logits(model.eval(), images)) and not model.training
+    loss, accuracy = training.evaluate(model, images, torch.from_numpy(few.labels[:50]))
+    assert accuracy == (first.argmax(1).numpy() == few.labels[:50]).mean()
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(first, torch.from_numpy(few.labels[:50])).item())
+
+
+def test_settings_reach_the_model_and_the_seed_decides(few, tmp_path):
+    settings = replace(TINY, arch="base", epochs=1, dropout=0.5)
+    state = training.TrainingState.start(settings, few, torch.device("cpu"))
+    assert [layer.p for layer in state.model.modules() if isinstance(layer, torch.nn.Dropout)] == [0.15] * 3
+    assert (state.optimizer.param_groups[0]["weight_decay"], state.stopping.patience) == (settings.weight_decay, 2)
+    weights = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        training.fit(replace(settings, seed=seed), tmp_path / name, device="cpu", digits=few)
+        weights[name] = load_checkpoint(tmp_path / name / "best_model.pth")["model"]["network.1.weight"]
+    assert torch.equal(weights["a"], weights["b"]) and not torch.equal(weights["a"], weights["c"])
+
+
+def test_only_the_error_analysis_and_the_export_read_the_test_set(monkeypatch, tmp_path):
+    "Training, out-of-sample predictions, the temperature and the calibration of an export do without."
+    def read_archive(path, real=data.read_archive):
+        assert "t10k" not in str(path), "the test set was read"
+        return real(path)
+    monkeypatch.setattr(data, "read_archive", read_archive)
+    training.fit(replace(TINY, epochs=1), tmp_path / "checkpoints", device="cpu")
+    model, checkpoint = load_model(tmp_path / "checkpoints" / "best_model.pth")
+    inspection.out_of_sample(load_digits("train").take(np.arange(60)))
+    parts = export.parts_of(checkpoint)
+    assert [len(part.labels) for part in parts] == [200, 100] and set(export.calibrate(export.eager_logits(model), checkpoint))
+    with pytest.raises(AssertionError, match="the test set was read"): load_subject(tmp_path, 10, "cpu")
+
+
+def test_a_model_is_analysed_with_the_images_it_was_trained_on(tmp_path):
+    settings = replace(TINY, epochs=1, seed=3)
+    training.fit(settings, tmp_path / "checkpoints", device="cpu")
+    subject, everything = load_subject(tmp_path, 20, "cpu"), load_digits("train")
+    train, valid = split_digits(everything, 200, 100, seed=3)
+    for own, part in ((subject.train, train), (subject.valid, valid)):
+        np.testing.assert_array_equal(own.images, part.images)
+        np.testing.assert_array_equal(own.labels, part.labels)
+    np.testing.assert_array_equal(everything.images[subject.places], np.concatenate([train.images, valid.images]))
+    np.testing.assert_array_equal(subject.test.images, load_digits("test").images[subject.numbers])
+    valid_logits = training.predict_logits(subject.model, torch.from_numpy(valid.images)).numpy()
+    np.testing.assert_allclose(subject.logits_of(valid.images), valid_logits, atol=1e-5)
+
+
+def test_a_recipe_changes_the_defaults_and_is_overruled():
+    assert apply_recipe("fast", {"epochs": 7}) == {**RECIPES["fast"], "epochs": 7} and apply_recipe("default", {}) == {}
+    settings = Settings(rotation=1, scale=0.2, stretch=0.3, shear=4, translation=5, elastic=6, smoothness=7, noise=0.8, cutout=9)
+    assert asdict(settings.augmentation) == {"rotation": 1, "scale": 0.2, "stretch": 0.3, "shear": 4, "translation": 5, "elastic": 6,
+                                             "smoothness": 7, "noise": 0.8, "cutout": 9}
 
 
 def test_killed_three_times_and_resumed_is_the_same(whole, cut_off, tmp_path):

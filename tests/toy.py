@@ -50,6 +50,34 @@ metrics = {"onnx_bytes": 7, "int8_bytes": 7, "int8_accuracy": 0.9, "model_bytes"
 CODE = {"00_data": "metrics = {}", "01_models": "metrics = {'model_parameters': 3}", "02_training": TRAINING,
         "03_error_analysis": ANALYSIS, "04_export": EXPORT}
 
+# A run without notebooks, in a process of its own that starts at once. learning_rate says what becomes of it; it sleeps weight_decay
+# seconds an epoch.
+PLAYED = """
+import json, os, signal, subprocess, sys, time
+def work():
+    job = json.loads(sys.stdin.readline())
+    plan = job["plan"]
+    parameters, folder = plan["parameters"], os.path.join(job["reports"], plan["run"])
+    os.makedirs(folder, exist_ok=True)
+    def write(**fields):
+        with open(os.path.join(folder, "run.json"), "w") as file: json.dump({**plan, "stages": {}, **fields}, file)
+    def tell(**event): print(json.dumps(event), flush=True)
+    write(stages={"02_training": {"status": "running"}})
+    tell(stage="02_training", cell=1, cells=2)
+    rate = parameters["learning_rate"]
+    if rate == 666: return write(status="failed", error="Training: ArithmeticError: the number of the beast")
+    if rate == 555: sys.exit("no memory left")
+    if rate == 444: return open(os.path.join(folder, "run.json"), "w").write('{"status": "done", "metr')
+    if rate == 777: subprocess.run(["sleep", "60"])
+    print("no event")
+    for epoch in range(1, parameters["epochs"] + 1):
+        time.sleep(parameters["weight_decay"])
+        tell(epoch=epoch, valid_accuracy=0.8 + 0.1 * parameters["dropout"])
+    metrics = {"valid_accuracy": 0.8 + 0.1 * parameters["dropout"], "test_accuracy": 0.8, "training_seconds": 1.0}
+    write(status="done", stages={}, metrics=metrics, seconds=2.0)
+    tell(cpu_seconds=1.5)
+"""
+
 
 def toy_checkout(folder: Path,
                  real: tuple[str, ...] = (),  # stages to take as they are; they find their data by MNIST_NB_DATA

@@ -1,0 +1,89 @@
+"""The notebooks' own tests, each in a process of its own that has the large libraries already, and in a copy of the checkout.
+
+`nbdev_test` runs the same cells, but in the checkout: there a notebook writes to `reports/scratch`. Here nothing is written to it, and
+a notebook is a test among the others, so that all of them share the processor's cores.
+"""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+FRESH = multiprocessing.get_context("forkserver")  # its server imports the libraries once, and is copied for each process
+FRESH.set_forkserver_preload([
+    "torch", "torchvision.datasets", "torchvision.transforms.v2", "matplotlib.pyplot", "seaborn", "pandas", "scipy.stats",
+    "sklearn.model_selection", "sklearn.manifold", "cleanlab.filter", "papermill", "nbconvert", "ipywidgets", "anywidget", "onnx",
+    "distributed", "optuna", "fastapi", "uvicorn", "execnb.shell", "nbdev.test", "fastcore.test", "pytest"])
+
+
+def copy_checkout(root: Path,    # of the checkout
+                  folder: Path,  # of the copy, which is not there yet
+                 ) -> Path:      # `folder`
+    "A copy with its own modules, notebooks, tests and reports; everything else is linked, and only read."
+    folder.mkdir(parents=True)
+    for name in ("mnist_nb", "nbs", "tests"):
+        shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*", "node_modules"))
+    (folder / "reports").mkdir()
+    own = ("mnist_nb", "nbs", "tests", "reports", "models", "samples", "demo", "runs", ".git", ".venv")
+    for path in [*root.iterdir(), root / "reports" / "reference", root / "tests" / "node_modules"]:
+        copy = folder / path.relative_to(root)
+        if path.exists() and path.name not in own and not path.name.startswith((".pytest", ".ruff")): copy.symlink_to(path)
+    return folder
+
+
+def in_copy(copy: Path,        # of a checkout
+            work: Callable,     # called with `words` in a process that imports the copy's modules
+            *words: str,
+            log: Path,          # what it prints
+            seconds: float,     # how long it may take
+            **env: str,         # variables of its environment
+           ) -> int | None:    # its exit code; None: it took too long
+    "Does some work on a copy of the checkout, in a process of its own. Ends whatever that leaves running."
+    env = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **env}
+    process = FRESH.Process(target=begin, args=(copy, work, words, log, env))
+    process.start()
+    process.join(seconds)
+    late = process.is_alive()
+    try: os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError: pass  # nothing is left of it
+    process.join()
+    return None if late else process.exitcode
+
+
+def begin(copy: Path, work: Callable, words: tuple[str, ...], log: Path, env: dict[str, str]) -> None:
+    "What the process does first."
+    os.setsid()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2): os.dup2(file, stream)
+    sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(copy)
+    sys.dont_write_bytecode = True
+    sys.path[:] = [str(copy), *(path for path in sys.path if path not in ("", str(copy)))]
+    sys.exit(work(*words))
+
+
+def run_notebook(name: str,  # of a notebook of the copy, without .ipynb
+                ) -> int:    # exit code
+    "All cells of a notebook, as `nbdev_test` runs them, until one fails."
+    from nbdev.test import test_nb
+    passed, _ = test_nb(Path.cwd() / "nbs" / f"{name}.ipynb", skip_flags=["notest"])
+    return 0 if passed else 1
+
+
+def train_scratch() -> int:
+    "Trains the model of `reports/scratch`."
+    from mnist_nb.training import run_checkpoint
+    run_checkpoint("reports/scratch")
+    return 0
+
+
+def run_pytest(*words: str, plugins: tuple = ()) -> int:
+    "pytest in the copy."
+    import pytest
+    sys.argv = ["pytest", *words]
+    return pytest.main([*words], plugins=list(plugins))
