@@ -266,14 +266,19 @@ def serve(words: Sequence[str] | None = None) -> int:  # command line; None take
     parser.add_argument("--model", help=f".onnx file, such as reports/improved/model.int8.onnx (default: {reference} of the checkout)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1; 0.0.0.0 for all of the machine's)")
     parser.add_argument("--port", type=int, default=8080, help="port to listen on; 0: any that is free (default: 8080)")
+    parser.add_argument("--root_path", metavar="PATH", help="beginning of the addresses behind a proxy, such as /mnist (default: "
+                                                            "$MNIST_NB_ROOT_PATH, or none)")
     options = parser.parse_args(words)
     with plain_errors(parser):
         model = Path(options.model or from_root(reference))
         if model.suffix == ".pth": raise InputError(f"{model}: serving goes without torch: make an .onnx file of it with mnist-optimize.")
-        try: from mnist_nb import inference, serving
+        if model.suffix != ".onnx": raise InputError(f"{model}: unknown extension {model.suffix!r}: give an .onnx file.")
+        if not model.is_file():
+            raise InputError(f"{model}: there is no such file: give one with --model FILE.onnx; mnist-optimize makes them.")
+        try: from mnist_nb import serving
         except ImportError as error: raise InputError(f"{error.name} is missing here: pip install -r requirements-service.txt") from None
-        inference.check_model_name(model)
-        serving.serve(model, options.host, options.port, serving.limits_from(os.environ))
+        variables = {**os.environ, **({} if options.root_path is None else {"MNIST_NB_ROOT_PATH": options.root_path})}
+        serving.serve(model, options.host, options.port, serving.limits_from(variables))
     return 0
 
 # %% ../nbs/09_cli.ipynb #7e02ada3
