@@ -11,7 +11,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from functools import reduce
 from pathlib import Path
 
 import nbformat
@@ -25,7 +24,7 @@ from mnist_nb.metrics import load_predictions
 
 STROKES = json.loads((ROOT / "tests" / "strokes.json").read_text())
 KERNEL = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
-CELLS_DONE = """window.jupyterapp.shell.currentWidget.content.model.toJSON().cells.every(
+DONE = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells.every(
   cell => cell.cell_type !== "code" || cell.execution_count)"""
 ERRORS = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells.flatMap((cell, number) =>
   (cell.outputs ?? []).filter(output => output.output_type === "error").map(output => `cell ${number}: ${output.evalue}`))"""
@@ -69,7 +68,7 @@ def notebook(browser, lab):
         path = folder / "nbs" / f"{name}.ipynb"
         metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
         if cells: nbformat.write(new_notebook(cells=list(map(new_code_cell, cells)), metadata=metadata), path)
-        else: path.write_text(reduce(lambda text, pair: text.replace(*pair), words.items(), (ROOT / "nbs" / path.name).read_text()))
+        else: path.write_text(replaced((ROOT / "nbs" / path.name).read_text(), words))
         page.goto(f"{address}/tree/nbs/{name}.ipynb?reset")
         page.wait_for_function(f"() => {KERNEL}?.status === 'idle'", timeout=60_000)
         run_all(page)
@@ -80,8 +79,22 @@ def notebook(browser, lab):
     assert not troubles
 
 
+def replaced(text: str, words: dict[str, str]) -> str:
+    "A text in which each of some words stands for another one."
+    for old, new in words.items():
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
 def run_all(page) -> None:
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+
+
+def wait_for_cells(page, seconds: float) -> None:
+    "Waits until all cells are done, without an error."
+    page.wait_for_function(f"() => ({DONE})() || ({ERRORS})().length", timeout=1000 * seconds)
+    assert page.evaluate(ERRORS) == []
 
 
 def value_of(page, expression):
@@ -264,21 +277,20 @@ picker""")
     until(page, "list(picker.runs)", "['small']")
 
 
-def tour(notebook, folder):
-    "The tour, after Run All, with a network that trains into a folder of the test."
-    return notebook("index", **{"reports/tour": str(folder / "tour")})
+def changed_tour(folder, epochs) -> dict[str, str]:
+    "What to replace in the tour: a test trains into its own folder, on fewer images."
+    return {"reports/tour": str(folder / "tour"), r'{\"epochs\": 6}': rf'{{\"epochs\": {epochs}, \"train_images\": 6000}}'}
 
 
 @pytest.mark.slow
 def test_the_tour_runs_and_is_saved_clean(notebook, lab, tmp_path):
-    page = tour(notebook, tmp_path)
-    page.wait_for_function(f"() => {CELLS_DONE}", timeout=60_000)  # long before the training has ended
-    assert value_of(page, "monitor.state") == "'training'"
-    assert page.get_by_text("This appears when the training has ended.").count() == 4
-    expect(page.locator(".error-browser .detail")).to_contain_text("Saliency", timeout=180_000)
+    changes = changed_tour(tmp_path, 3)
+    page = notebook("index", **changes)
+    wait_for_cells(page, 60)
+    expect(page.locator(".error-browser .detail")).to_contain_text("Ink in red pixels speaks for", timeout=180_000)
     expect(page.locator(".drawing table").last).to_be_visible(timeout=60_000)  # of the last widget
     assert page.evaluate(ERRORS) == [] and value_of(page, "monitor.state") == "'done'"
-    assert page.get_by_text("of the test images are right").count() == 1 and page.locator("table.dataframe tbody tr").count() == 6
+    assert page.get_by_text("of the test images are right").count() == 1 and page.locator("table.dataframe tbody tr").count() == 3
     assert page.locator(".digit-pad canvas.pad").count() == 1 and page.locator(".error-browser").count() == 1
     assert Path(value_of(page, "__import__('sys').prefix").strip("'")) == Path(sys.prefix)  # the kernel is the environment's
     page.evaluate("window.jupyterapp.shell.currentWidget.content.model.cells.get(0).sharedModel.setSource('# Changed\\n\\n> now')")
@@ -289,7 +301,7 @@ def test_the_tour_runs_and_is_saved_clean(notebook, lab, tmp_path):
         page.wait_for_timeout(100)
     notebook_as_saved = nbformat.read(saved, 4)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook_as_saved.cells)
-    original = nbformat.reads((ROOT / "nbs" / "index.ipynb").read_text().replace("reports/tour", str(tmp_path / "tour")), 4)
+    original = nbformat.reads(replaced((ROOT / "nbs" / "index.ipynb").read_text(), changes), 4)
     original.cells[0].source = "# Changed\n\n> now"
     assert [(cell.id, cell.source, cell.metadata) for cell in notebook_as_saved.cells] == [
         (cell.id, cell.source, cell.metadata) for cell in original.cells]
@@ -297,11 +309,12 @@ def test_the_tour_runs_and_is_saved_clean(notebook, lab, tmp_path):
 
 
 def test_the_tour_can_be_stopped_after_run_all(notebook, tmp_path):
-    page = tour(notebook, tmp_path)
+    page = notebook("index", **changed_tour(tmp_path, 100))
     stop = page.get_by_role("button", name="Stop")
     stop.wait_for(timeout=60_000)
     expect(page.locator(".drawing").first).to_contain_text("images/s", timeout=60_000)  # it is training
-    page.wait_for_timeout(500)
+    wait_for_cells(page, 60)
+    expect(page.get_by_text("This appears when the training has ended.")).to_have_count(4)
     stop.click()
     expect(page.locator(".drawing").first).to_contain_text("Stopped", timeout=2000)
     page.get_by_role("button", name="Go on").wait_for(timeout=2000)
@@ -313,12 +326,11 @@ def test_the_tour_can_be_stopped_after_run_all(notebook, tmp_path):
 def test_after_run_all_widgets_are_as_their_cells_made_them(notebook, tmp_path):
     "The tests in the notebook work on widgets of their own."
     page = notebook("06_widgets")
-    page.wait_for_function(f"() => {CELLS_DONE}", timeout=180_000)
-    assert page.evaluate(ERRORS) == []
+    wait_for_cells(page, 180)
     assert value_of(page, "(pad.image == render_strokes(THREE)).all() and pad.kept == ''") in ("True", "np.True_")
     assert page.locator(".digit-pad .bars tr.best th").all_inner_texts() == ["3"] and page.locator(".kept").inner_text() == ""
     assert value_of(page, "(browser.page, browser.filter['errors'], browser.selected == browser.indices[0])").startswith("(0, True, ")
-    expect(page.locator(".error-browser .detail")).to_contain_text("Saliency")
+    expect(page.locator(".error-browser .detail")).to_contain_text("Ink in red pixels speaks for")
     assert value_of(page, "playground.augmentation == AUGMENTATIONS['affine'] and playground.seed == 0") == "True"
     until(page, "monitor.state", "'done'")
     assert value_of(page, "picker.chosen") == "['reference']"
