@@ -80,19 +80,19 @@ def measure_alone(reports: Path) -> dict[str, Any]:
     return {"runs": len(record["runs"]), "equal": equal, "threads": record["runs"][0]["threads"]}
 
 
-def synthetic_grid(folder: Path, seeds: int = 10) -> None:
+def synthetic_grid(folder: Path, seeds: int = 10, images: int = 10_000) -> None:
     "50 settings by some seeds, all done, with predictions, without any training."
-    random, declared, labels = np.random.default_rng(0), declared_parameters(), np.arange(10_000) % 10
+    random, declared, labels = np.random.default_rng(0), declared_parameters(), np.arange(images) % 10
     param = {"arch": "base,cnn", "learning_rate": "log:1e-4:1e-2:5", "dropout": "lin:0:1:5", "seed": f"0:{seeds}"}
     record = plan_grid(GridSpec("synthetic", param))
     for run in record["runs"]:
         run |= {"status": "done", "seconds": 60.0, "cpu_seconds": 90.0, "threads": 2}
         given = run["parameters"]
         accuracy = 0.98 + 0.01 * (given["arch"] == "cnn") - 0.003 * abs(np.log10(given["learning_rate"]) + 3) + random.normal(0, 0.001)
-        logits = np.eye(10, dtype=np.float32)[np.where(random.random(10_000) < accuracy, labels, (labels + 1) % 10)]
+        logits = np.eye(10, dtype=np.float32)[np.where(random.random(images) < accuracy, labels, (labels + 1) % 10)]
         parameters = complete(given, "default", declared)
         metrics = {"valid_accuracy": accuracy, "test_accuracy": float((logits.argmax(1) == labels).mean()), "training_seconds": 20.0,
-                   "test_errors": int((logits.argmax(1) != labels).sum()), "test_images": 10_000, "model_parameters": 1000}
+                   "test_errors": int((logits.argmax(1) != labels).sum()), "test_images": images, "model_parameters": 1000}
         update_run(folder / run["run"], run=run["run"], status="done", created="2026", stages={}, parameters=parameters, metrics=metrics)
         np.savez_compressed(folder / run["run"] / "predictions.npz", labels=labels, logits=logits)
         (folder / run["run"] / "03_error_analysis.html").touch()

@@ -27,7 +27,7 @@ from .pipeline import Parameter, check_kernel, check_parameters, check_run_name,
 from .recipes import apply_recipe
 from .runs import InputError, choose, now, read_run, write_json
 
-# %% ../nbs/16_grids.ipynb #9944aeaf
+# %% ../nbs/16_grids.ipynb #c3d9757f
 MOST_RUNS = 10_000  # of a grid
 
 
@@ -149,7 +149,7 @@ class GridSpec:
         if "compare_with" in self.param: raise InputError("compare_with is for single runs: a grid's page compares its own.")
         return {name: parse_values(declared[name], given) for name, given in self.param.items()}
 
-# %% ../nbs/16_grids.ipynb #33a590e0
+# %% ../nbs/16_grids.ipynb #a542d3c6
 MOST_CHARACTERS = 100_000  # of a grid's file, with its aliases written out
 
 
@@ -201,7 +201,7 @@ def load_yaml(path: Path) -> Any:  # strings in lists and dicts; None for an emp
         raise InputError(f"{path} is not valid YAML{where}: {brief(getattr(error, 'problem', None) or str(error))}") from None
     except RecursionError: raise InputError(f"{path} is nested too deeply: it is not a grid's file.") from None
 
-# %% ../nbs/16_grids.ipynb #7f8c2d30
+# %% ../nbs/16_grids.ipynb #6d627f41
 def read_spec(path: str | Path,    # YAML
               **options: Any,       # of the command line, which win; None and {} are left out
              ) -> GridSpec:

@@ -200,41 +200,47 @@ def value_groups(values: pd.Series,  # of a parameter, in the runs to compare
     group = {known[i]: number for number, part in enumerate(np.array_split(np.arange(len(known)), count)) for i in part}
     return values.map(group).to_numpy()
 
-# %% ../nbs/18_leaderboard.ipynb #3ea9c46e
+# %% ../nbs/18_leaderboard.ipynb #3e398e82
 def comparable_runs(done: pd.DataFrame,  # runs that are done: the parameters that vary, and valid_accuracy
                     name: str,            # of a parameter
                     drawn: bool,          # whether the settings were drawn at random
-                   ) -> pd.DataFrame:    # valid_accuracy, value, block; empty where nothing can be compared
-    "Accuracies and the parameter's values, in blocks within which values can be exchanged."
+                   ) -> pd.DataFrame:    # valid_accuracy, value, block, pool; empty where nothing can be compared
+    "Accuracies and the parameter's values, in blocks of runs alike in all else, and in pools of blocks that differ in the seed only."
     others = [other for other in done.columns if other not in (name, "valid_accuracy")]
-    block = done.groupby(others, sort=False).ngroup() if others else pd.Series(0, done.index)
-    runs = pd.DataFrame({"valid_accuracy": done.valid_accuracy, "value": done[name], "block": block})
+    def number(names): return done.groupby(names, sort=False).ngroup() if names else pd.Series(0, done.index)
+    pool = number([other for other in others if other != "seed" or name == "seed"])
+    runs = pd.DataFrame({"valid_accuracy": done.valid_accuracy, "value": done[name], "block": number(others), "pool": pool})
     alike = runs.groupby("block").value.transform("nunique") > 1
     if alike.mean() >= 0.5: return runs[alike]
     if not drawn or name == "seed": return runs[:0]
     settings = done.groupby([other for other in done.columns if other not in ("seed", "valid_accuracy")], sort=False)
     means = settings.valid_accuracy.mean().reset_index()
-    return pd.DataFrame({"valid_accuracy": means.valid_accuracy, "value": means[name], "block": 0})
+    return pd.DataFrame({"valid_accuracy": means.valid_accuracy, "value": means[name], "block": 0, "pool": 0})
 
-# %% ../nbs/18_leaderboard.ipynb #3e4b565e
+# %% ../nbs/18_leaderboard.ipynb #283e78be
 def explained_variance(runs: pd.DataFrame,  # from `comparable_runs`
                        groups: np.ndarray,   # (runs,) int, from `value_groups`
                        rounds: int = 1999,   # of random exchanges
                       ) -> tuple[float, float] | None:  # share of the variance beyond chance, at most 1, and p; None: no way to tell
-    "How much more of the variance of validation accuracy groups explain than after random exchanges within the blocks."
-    order = np.argsort(runs.block.to_numpy(), kind="stable")
-    accuracy, groups, blocks = runs.valid_accuracy.to_numpy()[order], groups[order], pd.factorize(runs.block.to_numpy()[order])[0]
-    centred = accuracy - (np.bincount(blocks, accuracy) / np.bincount(blocks))[blocks]
-    member = np.equal.outer(groups, np.unique(groups)).astype(float)
-    def between(values): return ((values @ member) ** 2 / member.sum(0)).sum(-1)  # sum of squares between groups
-    random, chance = np.random.default_rng(0), []
-    for count in [100] * (rounds // 100) + [rounds % 100]:  # not all at once, which would take much memory
-        chance.append(between(centred[np.argsort(random.random((count, len(blocks))) + blocks, axis=1)]))
-    chance, observed, most, total = np.concatenate(chance), between(centred), (centred**2).sum(), ((accuracy - accuracy.mean()) ** 2).sum()
-    if most <= 1e-12 * total: return 0.0, 1.0  # runs that are alike in everything else are equally accurate
-    if most - chance.mean() <= 1e-9 * most: return None  # each run is a group of its own
-    share = (observed - chance.mean()) / (most - chance.mean()) * most / total
-    return float(share), float((1 + (chance >= observed - 1e-9 * most).sum()) / (1 + rounds))
+    "How much more of the variance of validation accuracy groups explain than after random exchanges."
+    if len(np.unique(groups)) == len(groups): return None  # each run is a group of its own
+    order = np.lexsort((runs.block, runs.pool))
+    accuracy, block, pool = (runs[name].to_numpy()[order] for name in ("valid_accuracy", "block", "pool"))
+    first = np.flatnonzero(np.diff(block, prepend=-1))  # of each block
+    sizes, member = np.diff(first, append=len(block)), np.equal.outer(groups[order], np.unique(groups)).astype(float)
+    def centre(values): return values - np.repeat(np.add.reduceat(values, first, axis=-1) / sizes, sizes, axis=-1)
+    left, total = centre(accuracy), ((accuracy - accuracy.mean()) ** 2).sum()
+    def explained(values):  # (rounds, runs) -> (rounds,), 0 to 1
+        values = centre(values)
+        within, between = (values**2).sum(-1), ((values @ member) ** 2 / member.sum(0)).sum(-1)
+        return np.divide(between, within, out=np.zeros_like(within), where=within > 1e-12 * total)
+    if (left**2).sum() <= 1e-12 * total: return 0.0, 1.0  # runs that are alike in everything else are equally accurate
+    random, counts = np.random.default_rng(0), [100] * (rounds // 100) + [rounds % 100]  # not all at once, which would take much memory
+    chance = np.concatenate([explained(left[np.argsort(random.random((count, len(pool))) + pool, axis=1)]) for count in counts])
+    observed = explained(left[None])[0]
+    if chance.mean() > 1 - 1e-9: return None
+    share = (observed - chance.mean()) / (1 - chance.mean()) * (left**2).sum() / total
+    return float(share), float((1 + (chance >= observed - 1e-9).sum()) / (1 + rounds))
 
 
 def holm(p: np.ndarray) -> np.ndarray:  # p-values, in any order
@@ -243,7 +249,7 @@ def holm(p: np.ndarray) -> np.ndarray:  # p-values, in any order
     corrected = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)) if len(p) else p
     return np.minimum(corrected, 1)[np.argsort(order)]
 
-# %% ../nbs/18_leaderboard.ipynb #91da4ae8
+# %% ../nbs/18_leaderboard.ipynb #b7608304
 def parameter_importance(frame: pd.DataFrame,   # from `load_runs`
                          drawn: bool = False,    # whether the settings were drawn at random
                          fewest: int = 10,       # runs below which nothing is said
