@@ -14,10 +14,11 @@ import queue
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -37,7 +38,7 @@ IN_RUNS = ("data", "models", "training", "recipes", "runs", "metrics", "slices",
 OWN_RUN = ["pipeline", "error_analysis"]  # pytest files that look at the small run; for modules that draw, also at its pages
 BROWSER = {"browser", "axe", "lab"}  # fixtures of tests in a browser, which are slow
 TIMES = ROOT / "build" / "mutants_times.json"  # how long tests took when they were last tried on the unbroken code
-LONG = 15.0       # seconds that a test may take to be among the quick ones
+LONG = 8.0        # seconds that a test may take to be among the quick ones
 MOST_ALIVE = 0.05  # share of survivors
 
 
@@ -56,8 +57,9 @@ class Step:
     "Something to run on a copy: a notebook, or tests of a pytest file."
     name: str
     work: list = field(default_factory=list)  # a function for `in_copy`, and its words
-    ready_run: bool = True                    # whether the small run of the unbroken code is used
-    seconds: float = 0.0                      # that it takes on the unbroken code
+    ready_run: bool = True                    # whether the small run of the unbroken code is used; if not, this is the last resort
+    seconds: float | None = None              # that it takes on the unbroken code; None: not known yet
+    measuring: threading.Lock = field(default_factory=threading.Lock)
 
 
 def load_mutations(path: Path = ROOT / "tests" / "mutations.toml") -> list[Mutation]:
@@ -138,14 +140,14 @@ def remember(measured: dict[str, float]) -> None:  # seconds by test
 class Workshop:
     "Copies of the checkout in a temporary folder, and what the tests need there."
     def __init__(self, folder: Path, jobs: int):
-        self.folder, self.copies = folder, queue.Queue()
+        self.folder, self.copies, self.steps = folder, queue.Queue(), {}
         for number in range(jobs): self.copies.put(copy_checkout(ROOT, folder / f"copy-{number}"))
         self.scratch = folder / "scratch"
 
     def steps_of(self, module: str) -> list[Step]:
-        "What to run for a module, without its times."
-        own = module in IN_RUNS
-        steps = [Step(notebook := notebook_of(module), [run_notebook, notebook])]
+        "What to run for a module."
+        own, notebook = module in IN_RUNS, notebook_of(module)
+        steps = [self.steps.setdefault(notebook, Step(notebook, [run_notebook, notebook]))]
         for name in FILES[module]:
             if (ROOT / "tests" / f"test_{name}.py").exists(): steps.append(self.pytest_step([name], "False" if own else "None"))
         if own: steps.append(self.pytest_step(OWN_RUN + ["pages"] * (module in ("display", "error_analysis")), "True"))
@@ -154,7 +156,7 @@ class Workshop:
     def pytest_step(self, names: list[str], own_run: str) -> Step:
         files = " ".join(f"tests/test_{name}.py" for name in names)
         name = {"None": files, "False": f"{files} without a run", "True": f"{files} with a run of their own"}[own_run]
-        return Step(name, [run_quick, files, own_run], ready_run=own_run != "True")
+        return self.steps.setdefault(name, Step(name, [run_quick, files, own_run], ready_run=own_run != "True"))
 
     def run(self, copy: Path, step: Step, seconds: float) -> tuple[int | None, float, str]:  # exit code, seconds, last words
         "A step on a copy."
@@ -177,28 +179,33 @@ class Workshop:
         shutil.copytree(copy / "reports" / "scratch", self.scratch)
         self.copies.put(copy)
 
-    def measure(self, step: Step) -> None:
-        "How long a step takes on the unbroken code. Ends everything if it fails there."
-        copy, measured = self.copies.get(), replace(step, work=[*step.work, "measure"]) if step.work[0] is run_quick else step
-        code, step.seconds, words = self.run(copy, measured, 900)
-        self.copies.put(copy)
-        if code != 0: raise RuntimeError(f"{step.name}: fails on the unbroken code:\n{words}")
-        print(f"unbroken: {step.name} passes in {step.seconds:.0f} s", flush=True)
+    def measure(self, step: Step, copy: Path | None = None) -> None:
+        "How long a step takes on the unbroken code, once. Ends everything if it fails there."
+        with step.measuring:
+            if step.seconds is not None: return
+            own = copy or self.copies.get()
+            work = [*step.work, "measure"] if step.work[0] is run_quick else step.work
+            code, seconds, words = self.run(own, Step(step.name, work, step.ready_run), 1200)
+            if not copy: self.copies.put(own)
+            if code != 0: raise SystemExit(f"{step.name}: fails on the unbroken code:\n{words}")
+            step.seconds = seconds
+            print(f"unbroken: {step.name} passes in {seconds:.0f} s", flush=True)
 
     def try_mutation(self, mutation: Mutation, steps: list[Step]) -> dict:
         "What became of a mutation."
         copy, start, killer = self.copies.get(), time.perf_counter(), None
         files = mutated_files(mutation)
+        quick = sorted((step for step in steps if step.ready_run), key=lambda step: step.seconds)
         try:
-            for path, content in files.items(): (copy / path).write_text(content)
-            for step in sorted(steps, key=lambda step: (not step.ready_run, step.seconds)):
+            for step in [*quick, *(step for step in steps if not step.ready_run)]:
+                self.measure(step, copy)
+                for path, content in files.items(): (copy / path).write_text(content)
                 code, _, _ = self.run(copy, step, seconds=30 + 5 * step.seconds)
+                for path in files: shutil.copyfile(ROOT / path, copy / path)
                 if code != 0:
                     killer = step.name + (", which does not end" if code is None else "")
                     break
-        finally:
-            for path in files: shutil.copyfile(ROOT / path, copy / path)
-            self.copies.put(copy)
+        finally: self.copies.put(copy)
         seconds = round(time.perf_counter() - start, 1)
         outcome = f"by {killer}" if killer else mutation.breaks
         print(f"{'killed  ' if killer else 'SURVIVED'} {mutation.module}: {mutation.name} ({outcome}; {seconds:.0f} s)", flush=True)
@@ -209,15 +216,15 @@ def make_run(folder: str) -> int:
     "Makes the small run of the tests, in the copy."
     sys.path.insert(0, str(Path.cwd() / "tests"))
     from conftest import make_small_run
-    Path(folder).mkdir()
     make_small_run(Path(folder))
     return 0
 
 
 def choose_mutations(mutations: list[Mutation], only: list[str]) -> list[Mutation]:
-    "Those of a module, or of a name or a part of one."
-    chosen = [mutation for mutation in mutations if not only or any(
-        word == mutation.module or word.lower() in mutation.name.lower() for word in only)]
+    "Those of a module, or else of a name or a part of one."
+    modules = {mutation.module for mutation in mutations}
+    def fits(mutation, word): return word == mutation.module if word in modules else word.lower() in mutation.name.lower()
+    chosen = [mutation for mutation in mutations if not only or any(fits(mutation, word) for word in only)]
     if not chosen: raise SystemExit(f"no mutation is called {', '.join(only)}: see --list")
     return chosen
 
@@ -238,10 +245,7 @@ def main() -> int:
         workshop = Workshop(Path(folder), options.jobs)
         steps = {module: workshop.steps_of(module) for module in {mutation.module for mutation in mutations}}
         workshop.prepare(with_run=any(module not in IN_RUNS for module in steps))
-        different = {step.name: step for own in steps.values() for step in own}
-        list(pool.map(workshop.measure, different.values()))
-        for own in steps.values():
-            for step in own: step.seconds = different[step.name].seconds
+        list(pool.map(workshop.measure, {id(step): step for own in steps.values() for step in own if step.ready_run}.values()))
         results = list(pool.map(lambda mutation: workshop.try_mutation(mutation, steps[mutation.module]), mutations))
     alive = [result for result in results if not result["killed_by"]]
     options.output.parent.mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def in_copy(copy: Path,        # of a checkout
             **env: str,         # variables of its environment
            ) -> int | None:    # its exit code; None: it took too long
     "Does some work on a copy of the checkout, in a process of its own. Ends whatever that leaves running."
-    env = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **env}
+    search = os.pathsep.join([str(copy), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **env}
     process = FRESH.Process(target=begin, args=(copy, work, words, log, env))
     process.start()
     process.join(seconds)
@@ -62,6 +64,7 @@ def begin(copy: Path, work: Callable, words: tuple[str, ...], log: Path, env: di
     os.environ.clear()
     os.environ.update(env)
     os.chdir(copy)
+    tempfile.tempdir = None  # the server had another one, perhaps
     sys.dont_write_bytecode = True
     sys.path[:] = [str(copy), *(path for path in sys.path if path not in ("", str(copy)))]
     sys.exit(work(*words))

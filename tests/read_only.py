@@ -48,7 +48,7 @@ def write_protected(folder: Path) -> Iterator[None]:
             if path.exists(): path.chmod(mode)
 
 
-def run_protected(words: list[str], checkout: Path, home: Path, seconds: float = 300) -> subprocess.CompletedProcess:
+def run_protected(words: list[str], checkout: Path, home: Path, seconds: float = 600) -> subprocess.CompletedProcess:
     "Runs a command on the code of `checkout`, with `home`/home and `home`/temporary in place of the user's folders."
     for name in ("home", "temporary"): (home / name).mkdir(parents=True, exist_ok=True)
     env = {name: value for name, value in os.environ.items() if name not in HOMES}

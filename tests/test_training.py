@@ -24,9 +24,9 @@ from mnist_nb.error_analysis import load_subject
 from mnist_nb.models import create_model, load_checkpoint, load_model
 from mnist_nb.recipes import RECIPES, Settings, apply_recipe
 
-EPOCHS = 12
-WORDS = ["--arch=nano", f"--epochs={EPOCHS}", "--train_images=3000", "--valid_images=500", "--batch_size=100", "--cpu",
-         "--learning_rate=0.005", "--precision=bfloat16", "--elastic=1", "--cutout=4"]  # with all that draws random numbers
+EPOCHS = 20
+WORDS = ["--arch=nano", f"--epochs={EPOCHS}", f"--patience={EPOCHS}", "--train_images=600", "--valid_images=100", "--batch_size=50",
+         "--learning_rate=0.005", "--precision=bfloat16", "--elastic=1", "--cutout=4", "--cpu"]  # with all that draws random numbers
 TEAM = ["--arch=nano", "--epochs=6", "--train_images=4000", "--valid_images=1000", "--learning_rate=0.005", "--cpu"]
 
 
@@ -68,8 +68,7 @@ def assert_same(one, other) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    result = command("mnist-train", *WORDS, f"--save_dir={folder}")
-    assert result.returncode == 0, result.stderr
+    assert cli.train([*WORDS, f"--save_dir={folder}"]) == 0
     return folder
 
 
@@ -275,11 +274,21 @@ def test_a_recipe_changes_the_defaults_and_is_overruled():
                                              "smoothness": 7, "noise": 0.8, "cutout": 9}
 
 
+def test_killed_and_resumed_is_the_same(whole, cut_off, tmp_path, capsys):
+    folder = shutil.copytree(cut_off, tmp_path / "cut")
+    before = epochs_done(folder)
+    assert cli.train([*WORDS, f"--save_dir={folder}", "--resume"]) == 0
+    printed = capsys.readouterr().out
+    assert f"resumed after epoch {before} of {EPOCHS}" in printed and printed.count("\nepoch ") == EPOCHS - before
+    assert_same(folder, whole)
+
+
+@pytest.mark.slow
 def test_killed_three_times_and_resumed_is_the_same(whole, cut_off, tmp_path):
     folder, draw = shutil.copytree(cut_off, tmp_path / "cut"), random.Random(0)
     for _ in range(2):
         before = epochs_done(folder)
-        kill_after([executable("mnist-train"), *WORDS, f"--save_dir={folder}", "--resume"], 1, draw.uniform(0, 0.3))
+        kill_after([executable("mnist-train"), *WORDS, f"--save_dir={folder}", "--resume"], 1, draw.uniform(0, 0.1))
         assert before < epochs_done(folder) < EPOCHS
     result = command("mnist-train", *WORDS, f"--save_dir={folder}", "--resume")
     assert result.returncode == 0 and f"resumed after epoch {epochs_done(folder)}" not in result.stdout, result.stderr
@@ -287,17 +296,16 @@ def test_killed_three_times_and_resumed_is_the_same(whole, cut_off, tmp_path):
 
 
 def test_killed_between_two_files_and_resumed_is_the_same(tmp_path):
-    settings = Settings(arch="base", epochs=3, train_images=1000, valid_images=500)
+    settings = Settings(arch="base", epochs=3, train_images=500, valid_images=100)
     code = ("import os, signal, sys\nfrom mnist_nb import training\nfrom mnist_nb.recipes import Settings\n"
             "real, calls = training.save_checkpoint, []\n"  # the fourth is the last model of the second epoch; the best is written
             "def fatal(*words):\n    calls.append(0)\n    if len(calls) == 4: os.kill(os.getpid(), signal.SIGKILL)\n    real(*words)\n"
-            "if len(sys.argv) > 2: training.save_checkpoint = fatal\n"
+            "training.save_checkpoint = fatal\n"
             f"training.fit({settings!r}, sys.argv[1], device='cpu', resume=True)")
-    def run(name, *more): return subprocess.run([sys.executable, "-c", code, str(tmp_path / name), *more], capture_output=True, text=True)
-    assert run("whole").returncode == 0
-    assert run("cut", "fatal").returncode == -signal.SIGKILL and epochs_done(tmp_path / "cut") == 1
-    again = run("cut")
-    assert "resumed after epoch 1 of 3" in again.stdout, again.stderr
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "cut")], capture_output=True, text=True)
+    assert result.returncode == -signal.SIGKILL and epochs_done(tmp_path / "cut") == 1, result.stderr
+    assert len(load_checkpoint(tmp_path / "cut" / "best_model.pth")["history"]) == 2
+    for name in ("whole", "cut"): training.fit(settings, tmp_path / name, device="cpu", resume=True)
     assert_same(tmp_path / "cut", tmp_path / "whole")
 
 
@@ -312,7 +320,7 @@ def test_a_full_disk_while_writing_a_checkpoint(whole, cut_off, tmp_path):
     assert result.returncode == 1 and "_model.pth could not be written" in result.stderr and "Traceback" not in result.stderr
     assert {path.name: path.read_bytes() for path in folder.glob("*.pth")} == before
     assert not list(folder.glob(".*"))
-    assert command("mnist-train", *WORDS, f"--save_dir={folder}", "--resume").returncode == 0
+    assert cli.train([*WORDS, f"--save_dir={folder}", "--resume"]) == 0
     assert_same(folder, whole)
 
 
@@ -353,6 +361,15 @@ def test_two_processes_train_one_model(tmp_path):
     assert refused.returncode == 2 and "other values of processes" in refused.stderr
 
 
+@pytest.mark.parametrize("batch_size", [33, 2])
+def test_a_batch_that_two_cannot_share(batch_size, monkeypatch):
+    for name in ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK"): monkeypatch.setenv(name, "0")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"): monkeypatch.setenv(name, "2")
+    with pytest.raises(training.InputError, match=f"batch_size={batch_size} cannot be shared by 2 processes: give a multiple of 2"):
+        with training.join_team(torch.device("cpu"), batch_size): pass
+
+
+@pytest.mark.slow
 def test_a_batch_that_two_cannot_share_is_refused(tmp_path):
     result = subprocess.run(torchrun(*TEAM, "--batch_size=33", f"--save_dir={tmp_path}"), capture_output=True, text=True, timeout=300)
     assert result.returncode != 0 and result.stderr.count("batch_size=33 cannot be shared by 2 processes") == 1
