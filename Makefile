@@ -22,8 +22,8 @@ VENV_PROBLEM := $(shell if [ -e .venv ] || [ -L .venv ]; then $(BIN)/python -P -
 help:  ## show these lines
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-report: .venv/installed  ## train on MNIST and write the report to reports/improved/
-	$(BIN)/mnist-report --run improved
+report: .venv/installed  ## train on MNIST and write the report to reports/improved/; again: run only what has changed
+	$(BIN)/mnist-report --run improved $(if $(wildcard reports/improved/run.json),--resume)
 
 test: .venv/installed  ## run the tests: lint, notebooks, pytest
 	@$(MAKE) --no-print-directory lint

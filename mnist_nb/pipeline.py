@@ -880,7 +880,9 @@ def finish_run(run: dict[str, Any],         # as it was at the start; in the end
                error: BaseException | None,  # what ended it, if anything did
               ) -> None:
     "Enters the end of a run into its record. Where an error cannot be written down, it is in `run` only."
-    run |= last_record(run, run_path)
+    if (record := last_record(run, run_path)) is not run:
+        run.clear()  # what a stage has forgotten stays forgotten
+        run |= record
     stage = next((stage for stage, entry in run["stages"].items() if entry["status"] != "done"), None)
     where = f"{page_title(stage)}: " if stage else ""
     if error:
@@ -931,6 +933,7 @@ def run_pipeline(name: str = "improved",              # of the run
     terminal, start = terminal or Terminal(), time.perf_counter()
     reports = Path(reports).resolve() if reports else notebook_path("00_data").parent.parent / "reports"
     run, run_path = plan_run(name, given or {}, kernel, resume, reports, recipe), reports / name
+    if resume and replace: raise InputError("--resume keeps a run and --replace deletes it: give one of them.")
     if not resume and not replace: check_replaceable(run_path)
     require_writable(run_path)
     settings = ", ".join(f"{key} {value}" for key, value in run["parameters"].items())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import mnist_nb
-from .runs import InputError, choose
+from .runs import InputError, choose, require_numbers
 
 # %% ../nbs/11_recipes.ipynb #d89f8a37
 def architecture_names() -> list[str]:
@@ -30,6 +30,7 @@ def check_split(train_images: int,    # at least 10
                 total: int = 60_000,  # images to split
                ) -> None:
     "Raises an `InputError` when the two parts do not fit."
+    require_numbers(train_images=train_images, valid_images=valid_images)
     if min(train_images, valid_images) < 10 or train_images + valid_images > total:
         raise InputError(f"train_images={train_images:,} and valid_images={valid_images:,} do not fit {total:,} images: "
                          f"give each at least 10, and both together at most {total:,}.")
@@ -37,6 +38,7 @@ def check_split(train_images: int,    # at least 10
 
 def check_test_images(test_images: int) -> None:  # 1 to 10,000
     "Raises an `InputError` when the test set does not have so many."
+    require_numbers(test_images=test_images)
     if not 1 <= test_images <= 10_000: raise InputError(f"test_images={test_images:,} is out of range: give 1 to 10,000.")
 
 # %% ../nbs/11_recipes.ipynb #fffe5951
@@ -102,6 +104,7 @@ class Settings:
     def __post_init__(self):
         choose("architecture", self.arch, architecture_names())
         choose("precision", self.precision, PRECISIONS)
+        require_numbers(**{own.name: getattr(self, own.name) for own in fields(self) if own.type in (int, float)})
         def require(name, good, remedy):
             if not good: raise InputError(f"{name}={getattr(self, name)} is out of range: {remedy}.")
         check_split(self.train_images, self.valid_images)

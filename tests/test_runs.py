@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 
 from mnist_nb import pipeline, runs
+from mnist_nb.recipes import Settings
 from mnist_nb.runs import InputError, atomic_write, git_commit, quota_cores, read_run, to_json, write_json
 
 
@@ -200,3 +201,9 @@ def test_threads_are_part_of_what_was_done(tmp_path):
     assert is_unchanged()
     assert not is_unchanged(threads=1) and not is_unchanged(fingerprint="y") and not is_unchanged(status="failed")
     assert not is_unchanged(outputs={"model.pth": "1"})
+
+
+@pytest.mark.parametrize("name", ["epochs", "learning_rate", "train_images", "seed"])
+def test_text_instead_of_a_number_is_refused_with_the_remedy(name):
+    with pytest.raises(InputError, match=f"{name}='3': a number is wanted.*With papermill, give it with -p, not with -r"):
+        Settings(**{name: "3"})

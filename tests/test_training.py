@@ -26,7 +26,7 @@ from mnist_nb.recipes import RECIPES, Settings, apply_recipe
 
 EPOCHS = 20
 WORDS = ["--arch=nano", f"--epochs={EPOCHS}", f"--patience={EPOCHS}", "--train_images=600", "--valid_images=100", "--batch_size=50",
-         "--learning_rate=0.005", "--precision=bfloat16", "--elastic=1", "--cutout=4", "--cpu"]  # with all that draws random numbers
+         "--learning_rate=0.005", "--precision=auto", "--elastic=1", "--cutout=4", "--cpu"]  # with all that draws random numbers
 TEAM = ["--arch=nano", "--epochs=6", "--train_images=4000", "--valid_images=1000", "--learning_rate=0.005", "--cpu"]
 
 
