@@ -32,7 +32,8 @@ FILES = {  # the pytest files of each module, in tests/; those that are not ther
     "slices": ["statistics", "error_analysis"], "inspection": ["statistics", "error_analysis"],
     "display": ["error_analysis", "pages"], "error_analysis": ["error_analysis", "statistics"], "export": ["export", "inference"],
     "inference": ["inference"], "serving": ["serving"], "pipeline": ["failures", "runs", "pipeline"], "widgets": ["widgets", "lab"],
-    "decoding": ["serving"], "grids": ["grids"], "batch": ["grids"], "leaderboard": ["statistics", "grids"], "cli": ["commands", "pipeline", "inference"]}
+    "decoding": ["serving"], "grids": ["grids"], "batch": ["grids"], "leaderboard": ["statistics", "grids"],
+    "cli": ["commands", "pipeline", "inference"]}
 IN_RUNS = ("data", "models", "training", "recipes", "runs", "metrics", "slices", "inspection", "display", "error_analysis", "export",
            "inference", "pipeline")  # modules that a run is made by: the ready-made one says nothing about them
 OWN_RUN = ["pipeline", "error_analysis"]  # pytest files that look at the small run; for modules that draw, also at its pages
