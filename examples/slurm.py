@@ -9,6 +9,7 @@ has to stay alive: use tmux, or a job of its own where login nodes end long proc
 """
 
 import argparse
+import signal
 import sys
 
 from dask_jobqueue import SLURMCluster
@@ -16,6 +17,9 @@ from dask_jobqueue import SLURMCluster
 from mnist_nb.batch import run_grid
 from mnist_nb.cli import plain_errors
 from mnist_nb.grids import read_spec
+
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # dask_jobqueue sets its own, which ends programs without a word
 
 
 def slurm_cluster(workers: int, cores: int, memory: str, walltime: str, queue: str | None = None) -> SLURMCluster:

@@ -796,6 +796,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'mnist_nb.widgets.TrainingMonitor.words': ('widgets.html#trainingmonitor.words', 'mnist_nb/widgets.py'),
                                   'mnist_nb.widgets.attended': ('widgets.html#attended', 'mnist_nb/widgets.py'),
                                   'mnist_nb.widgets.bars': ('widgets.html#bars', 'mnist_nb/widgets.py'),
+                                  'mnist_nb.widgets.count_digits': ('widgets.html#count_digits', 'mnist_nb/widgets.py'),
                                   'mnist_nb.widgets.draw_segments': ('widgets.html#draw_segments', 'mnist_nb/widgets.py'),
                                   'mnist_nb.widgets.html_of': ('widgets.html#html_of', 'mnist_nb/widgets.py'),
                                   'mnist_nb.widgets.keep_sample': ('widgets.html#keep_sample', 'mnist_nb/widgets.py'),

@@ -934,6 +934,7 @@ def test_the_script_of_slurm_starts_workers(tmp_path):
     sys.path.insert(0, str(ROOT / "examples"))
     try: import slurm
     finally: sys.path.pop(0)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # Ctrl-C stops the grid, as elsewhere
     with slurm.slurm_cluster(workers=2, cores=8, memory="8GB", walltime="01:00:00") as cluster:
         script = cluster.job_script()
         assert {"#SBATCH --array=1-2", "#SBATCH --cpus-per-task=8", "#SBATCH -t 01:00:00"} <= set(script.splitlines())

@@ -44,8 +44,3 @@ def test_reading_and_folders_of_ones_own_are_free(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "samples")
     (tmp_path / "link").symlink_to(ROOT / "reports" / "reference")
     with socket.socket() as server: server.bind(("127.0.0.1", 0))
-
-
-def test_notebooks_are_tested_under_the_same_guard():
-    recipe = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "nbdev_test" in line)
-    assert "PYTHONPATH=$(CURDIR)/tests/guard" in recipe

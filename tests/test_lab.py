@@ -328,7 +328,8 @@ def test_after_run_all_widgets_are_as_their_cells_made_them(notebook, tmp_path):
     page = notebook("06_widgets")
     wait_for_cells(page, 180)
     assert value_of(page, "(pad.image == render_strokes(THREE)).all() and pad.kept == ''") in ("True", "np.True_")
-    assert page.locator(".digit-pad .bars tr.best th").all_inner_texts() == ["3"] and page.locator(".kept").inner_text() == ""
+    expect(page.locator(".digit-pad .bars tr.best th")).to_have_text(["3"])
+    expect(page.locator(".digit-pad .kept")).to_have_text("")
     assert value_of(page, "(browser.page, browser.filter['errors'], browser.selected == browser.indices[0])").startswith("(0, True, ")
     expect(page.locator(".error-browser .detail")).to_contain_text("Ink in red pixels speaks for")
     assert value_of(page, "playground.augmentation == AUGMENTATIONS['affine'] and playground.seed == 0") == "True"

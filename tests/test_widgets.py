@@ -178,12 +178,14 @@ def test_an_image_that_is_not_there_has_no_explanation(browser, index):
 
 def test_predictions_of_another_model_are_refused(digits, monkeypatch):
     logits = np.eye(10, dtype=np.float32)[digits.labels] * 5
-    subject = SimpleNamespace(test=digits, logits_of=lambda images: logits[:len(images)])
+    subject = SimpleNamespace(test=digits, numbers=np.arange(200), logits_of=lambda images: logits[:len(images)])
     monkeypatch.setattr(widgets, "load_subject", lambda run, n, device: subject)
-    monkeypatch.setattr(widgets, "load_predictions", lambda run: (digits.labels, logits))
+    monkeypatch.setattr(widgets, "load_predictions", lambda run: (digits.labels, logits, np.arange(200)))
     assert ErrorBrowser.from_run("x", errors=False).shown["count"] == 200
-    monkeypatch.setattr(widgets, "load_predictions", lambda run: (digits.labels, logits + 0.1))
+    monkeypatch.setattr(widgets, "load_predictions", lambda run: (digits.labels, logits + 0.1, np.arange(200)))
     with pytest.raises(InputError, match="another model"): ErrorBrowser.from_run("x")
+    monkeypatch.setattr(widgets, "load_predictions", lambda run: (digits.labels, logits, np.arange(200) + 1))
+    with pytest.raises(InputError, match="other test images"): ErrorBrowser.from_run("x")
 
 
 # The playground

@@ -1,6 +1,7 @@
 // A canvas to draw on with mouse, pen, finger or keys. Points are fractions of its sides.
 
-const STEP = 0.04;  // of a side, for an arrow key
+const STEP = 0.04;         // of a side, for an arrow key
+export const LINE = 1 / 13;  // width of the pen, of a side
 
 export function createPad(canvas, onChange) {
   let strokes = [], open = false, pointer = null;      // whether the last stroke goes on; the pointer that draws it
@@ -11,7 +12,7 @@ export function createPad(canvas, onChange) {
     const side = Math.round(canvas.clientWidth * devicePixelRatio) || 280, style = getComputedStyle(canvas);
     if (canvas.width !== side) canvas.width = canvas.height = side;
     pen.clearRect(0, 0, side, side);
-    Object.assign(pen, { lineWidth: side / 13, lineCap: "round", lineJoin: "round", strokeStyle: style.color });
+    Object.assign(pen, { lineWidth: side * LINE, lineCap: "round", lineJoin: "round", strokeStyle: style.color });
     for (const stroke of strokes) {
       pen.beginPath();
       for (const [x, y] of [stroke[0], ...stroke]) pen.lineTo(x * side, y * side);

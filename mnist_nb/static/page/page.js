@@ -1,6 +1,6 @@
 import { card, judge, judgePicture, place, readsPictures, useToken } from "./engine.js";
-import { createPad } from "./pad.js";
-import { toMnist } from "./strokes.js";
+import { createPad, LINE } from "./pad.js";
+import { countDigits, toMnist } from "./strokes.js";
 
 const find = id => document.getElementById(id);
 const percent = share => `${(100 * share).toFixed(share > 0.9995 ? 0 : 1)}%`;
@@ -67,8 +67,12 @@ async function ask(question) {
 const pad = createPad(find("pad"), strokes => {
   find("hint").hidden = strokes.length > 0;
   find("picture").hidden = true;
-  const pixels = toMnist(strokes);
-  ask(async () => pixels && judge(pixels));
+  const pixels = toMnist(strokes), digits = countDigits(strokes, LINE);
+  ask(async () => {
+    const found = pixels && await judge(pixels);
+    if (digits > 1) found.warnings.unshift(`${digits} separate digits: they were read as one`);
+    return found;
+  });
 });
 find("undo").onclick = pad.undo;
 find("clear").onclick = pad.clear;

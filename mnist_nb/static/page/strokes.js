@@ -42,3 +42,22 @@ export function toMnist(strokes) {
   const centred = draw(segments, SIZE / 2 + limit(MIDDLE - across / mass), SIZE / 2 + limit(MIDDLE - along / mass));
   return Uint8Array.from(centred, ink => Math.round(255 * ink));
 }
+
+// How many digits seem to be drawn: groups of strokes that lie apart, each at least half as high as the highest.
+// `pen` is the width of strokes, in the unit of the points.
+export function countDigits(strokes, pen) {
+  let boxes = [];
+  for (const stroke of strokes) {
+    const [across, down] = [0, 1].map(axis => stroke.map(point => point[axis]));
+    let box = [Math.min(...across) - pen / 2, Math.max(...across) + pen / 2, Math.min(...down) - pen / 2, Math.max(...down) + pen / 2];
+    for (;;) {  // a group that has grown may meet others
+      const met = boxes.find(other => box[0] < other[1] && other[0] < box[1] && box[2] < other[3] && other[2] < box[3]);
+      if (!met) break;
+      boxes = boxes.filter(other => other !== met);
+      box = box.map((edge, i) => i % 2 ? Math.max(edge, met[i]) : Math.min(edge, met[i]));
+    }
+    boxes.push(box);
+  }
+  const heights = boxes.map(box => box[3] - box[2]), least = Math.max(...heights) / 2;
+  return heights.filter(height => height >= least).length;
+}
