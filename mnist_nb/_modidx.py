@@ -79,6 +79,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'mnist_nb.cli.grid': ('cli.html#grid', 'mnist_nb/cli.py'),
                               'mnist_nb.cli.line_writer': ('cli.html#line_writer', 'mnist_nb/cli.py'),
                               'mnist_nb.cli.new_parser': ('cli.html#new_parser', 'mnist_nb/cli.py'),
+                              'mnist_nb.cli.open_streams': ('cli.html#open_streams', 'mnist_nb/cli.py'),
                               'mnist_nb.cli.optimize': ('cli.html#optimize', 'mnist_nb/cli.py'),
                               'mnist_nb.cli.plain_errors': ('cli.html#plain_errors', 'mnist_nb/cli.py'),
                               'mnist_nb.cli.predict': ('cli.html#predict', 'mnist_nb/cli.py'),

@@ -35,18 +35,20 @@ if TYPE_CHECKING: from matplotlib.figure import Figure
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",  # looked for in folders,
             ".heic", ".heif", ".avif")  # and these, to say that they cannot be read
-MAX_PIXELS = 25_000_000  # decoding takes less than 500 MB then, whatever the format
+MAX_PIXELS = 25_000_000  # that are decoded, which takes less than 500 MB then, whatever the format
 MAX_BYTES = 200_000_000  # of a file
 MOST_PIXELS = 178_000_000  # Pillow's own limit: no other can be set above it
 LARGE = 1600             # pixels on the longer side that are worth reading
 SMALLEST = 8             # pixels on the shorter side in which a digit can still be one
 
 
-def check_size(width: int, height: int, max_pixels: int) -> None:
+def check_size(width: int, height: int, max_pixels: int,
+               decoded: int | None = None,  # pixels, where not all are decoded
+              ) -> None:
     "Raises for a picture that is too small to hold a digit, or too large to be decoded."
     if min(width, height) < SMALLEST: raise InputError(f"is {width:,} × {height:,} pixels: give at least {SMALLEST} on each side.")
-    if width * height > max_pixels:
-        raise InputError(f"is {width:,} × {height:,} pixels, more than the {max_pixels:,} allowed: make it smaller, or raise the limit.")
+    if (decoded or width * height) > max_pixels:
+        raise InputError(f"is {width:,} × {height:,} pixels, more than the {max_pixels:,} allowed: make it smaller, or raise max_pixels.")
 
 # %% ../nbs/05_inference.ipynb #3328529a
 MOST_SCANS = 30       # of a JPEG file; usual progressive files have 3 to 14
@@ -163,13 +165,14 @@ def decode(content: bytes,   # of a picture file
         check_cost(content)
         try: image = Image.open(io.BytesIO(content), formats=FORMATS)
         except Image.DecompressionBombError:
-            raise InputError(f"has more than the {max_pixels:,} pixels allowed: make it smaller.") from None
+            raise InputError(f"has more than {MOST_PIXELS:,} pixels: make it smaller.") from None
         except Exception:  # most are UnidentifiedImageError, but damaged headers raise all kinds
             raise InputError(f"is not a picture in one of the formats {', '.join(FORMATS)}, or its beginning is damaged.") from None
-        check_size(*image.size, max_pixels)
+        width, height = image.size
+        image.draft("RGB", (LARGE, LARGE))  # a large JPEG is decoded at a half, a quarter or an eighth of its size
+        check_size(width, height, max_pixels, None if "progressive" in image.info else image.size[0] * image.size[1])
         if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's JPEG, with a preview after the photo
             raise InputError("holds several pictures, such as those of an animation: save one of them as a file of its own.")
-        image.draft("RGB", (LARGE, LARGE))  # a large JPEG is decoded at a half, a quarter or an eighth of its size
         image.load()
         return upright(image)
 

@@ -504,7 +504,7 @@ BODY = {"required": True, "description": "Pictures: PNG, JPEG, WEBP, GIF, BMP, T
                 "files": {"type": "array", "minItems": 1, "items": PICTURE}}}},
             "application/json": {"schema": {"type": "object", "required": ["images"], "additionalProperties": False, "properties": {
                 "images": {"type": "array", "minItems": 1, "items": {"oneOf": [
-                    {"type": "string", "contentEncoding": "base64", "description": "a picture file in base64"}, ROWS]}}}}},
+                    {"type": "string", "contentEncoding": "base64", "description": "a picture file, also as a data: URI"}, ROWS]}}}}},
             "application/octet-stream": {"schema": PICTURE},
             "image/*": {"schema": PICTURE}}}
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import termios
@@ -32,6 +33,23 @@ def trained(tmp_path_factory):
     result = command("mnist-train", *TRAIN, f"--save_dir={folder}")
     assert result.returncode == 0, result.stderr
     return folder, result
+
+
+MODEL = str(ROOT / "reports" / "reference" / "model.int8.onnx")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
+@pytest.mark.parametrize("words, code", [
+    (["mnist-predict", "seven.png", "--model", MODEL, "--csv"], 0), (["mnist-predict", "no.png", "seven.png", "--model", MODEL], 1),
+    (["mnist-predict", "-", "--model", MODEL], 1), (["mnist-report", "--run", "x", "--reports", "reports", "--recipe", "none"], 2)])
+def test_closed_streams_change_nothing_else(words, code, closed, tmp_path):
+    "As some schedulers start commands."
+    Image.fromarray(load_digits("test").images[0]).save(tmp_path / "seven.png")
+    line = f"{shlex.join([executable(words[0]), *words[1:]])} {closed}"
+    result = subprocess.run(["bash", "-c", line], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert result.returncode == code and "Traceback" not in result.stderr
+    if "seven.png" in words and closed in ("2>&-", "<&-"): assert re.search("seven.png[:,] ?7", result.stdout)
+    assert [path.name for path in tmp_path.iterdir()] == ["seven.png"]
 
 
 def test_train_writes_a_model_that_loads(trained):

@@ -132,6 +132,17 @@ def test_bad_pictures_are_a_line_each(tmp_path):
         assert line.startswith(f"mnist-predict: {tmp_path / name}: ") and reason in line
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_photo_of_a_new_phone_is_read_at_reduced_size(predictor, progressive):
+    "48 million pixels. A progressive file has to be decoded as a whole, so it is refused, by the name of what allows it."
+    photo = Image.new("RGB", (8000, 6000), (225, 220, 210))
+    ImageDraw.Draw(photo).line([(3200, 1800), (5000, 1800), (3800, 4600)], fill=(40, 40, 90), width=330, joint="curve")
+    photo.save(file := io.BytesIO(), "jpeg", progressive=progressive)
+    if not progressive: assert predictor.predict(file.getvalue()).digits[0] == 7
+    else:
+        with pytest.raises(InputError, match="8,000 × 6,000 pixels.*raise max_pixels"): predictor.predict(file.getvalue())
+
+
 def test_the_limit_of_pixels_can_be_set(predictor):
     picture = saved(Image.new("L", (300, 300), 255), "png")
     assert predictor.predict(picture).warnings == ("blank: no ink found",)

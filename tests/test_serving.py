@@ -94,6 +94,10 @@ async def ask(port: int, *sent: bytes, pause: float = 0) -> tuple[int, dict[str,
     finally: writer.close()
 
 
+async def get(port: int, path: str) -> tuple[int, dict[str, str], bytes]:
+    return await ask(port, f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+
+
 def run(coroutine):
     "Runs it in a thread of its own: Playwright keeps an event loop in this one."
     with ThreadPoolExecutor(1) as pool: return pool.submit(asyncio.run, coroutine).result()
@@ -182,13 +186,14 @@ def test_more_requests_than_allowed_are_sent_away_for_a_moment(png):
         slow = [asyncio.create_task(ask(port, head(len(png)), png, pause=1.0)) for _ in range(3)]
         await asyncio.sleep(0.4)
         sent_away = await ask(port, head(len(png)) + png)
-        alive = await ask(port, b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")
-        return sent_away, alive, [await task for task in slow]
+        asked = [await get(port, path) for path in ("/healthz", "/readyz")]
+        return sent_away, asked, [await task for task in slow], await get(port, "/readyz")
     with serving(MNIST_NB_MAX_IN_FLIGHT="3") as process:
-        (status, headers, body), alive, slow = run(together(process.port))
+        (status, headers, body), (alive, ready), slow, after = run(together(process.port))
     assert (status, headers["retry-after"], headers["content-type"]) == (429, "1", "application/problem+json")
     assert json.loads(body[body.index(b"{"):body.rindex(b"}") + 1])["status"] == 429
     assert alive[0] == 200 and [found[0] for found in slow] == [200] * 3
+    assert (ready[0], ready[1]["retry-after"], after[0]) == (503, "1", 200)  # a balancer sends the next request elsewhere
 
 
 def test_who_lacks_the_token_takes_no_place(png):
@@ -223,6 +228,77 @@ def test_a_busy_service_says_so(png):
     statuses = {status for status, _, _ in found}  # how many are answered in time depends on the machine
     assert ready[0] == 200 and 503 in statuses <= {200, 503}  # their size costs nobody else a place
     assert all(headers["retry-after"] == "1" for status, headers, _ in found if status == 503) and digit_of(after) == 7
+
+
+def progressive(scans: int) -> bytes:
+    "A grey JPEG file of 5000 × 5000 pixels, whose last scan is repeated: each costs as much as the first, and some bytes."
+    Image.new("L", (5000, 5000), 255).save(file := io.BytesIO(), "jpeg", progressive=True)
+    content = file.getvalue()
+    last = content.rindex(b"\xff\xda")
+    return content[:last] + content[last:-2] * (scans - content.count(b"\xff\xda") + 1) + content[-2:]
+
+
+def test_costly_pictures_are_refused_and_keep_nobody_waiting(png):
+    obvious, legal = progressive(100), progressive(30)
+    async def crowd(port):
+        slow = [asyncio.create_task(ask(port, head(len(content)) + content)) for content in [obvious] * 6 + [legal] * 4]
+        others = [await ask(port, head(len(png)) + png) for _ in range(20)]
+        return others, await get(port, "/readyz"), [await task for task in slow]
+    with serving(MNIST_NB_WORK_SECONDS="0.3") as process:
+        others, ready, slow = run(crowd(process.port))
+        counts = run(get(process.port, "/metrics"))[2].decode()
+        photo = Image.new("L", (900, 900), 230)
+        ImageDraw.Draw(photo).line([(300, 250), (600, 250), (420, 700)], fill=40, width=60, joint="curve")
+        photo.save(file := io.BytesIO(), "jpeg")
+        after = post(process.port, file.getvalue())
+    assert {digit_of(found) for found in others} == {7} and ready[0] == 200
+    assert [found[0] for found in slow] == [422] * 6 + [413] * 4
+    assert b"more than 30 scans" in slow[0][2] and b"more than 0.3 s of processor time" in slow[-1][2]
+    assert float(re.search(r"^mnist_decoders_ended_total (\S+)", counts, re.MULTILINE)[1]) >= 4  # they were not waited for
+    assert digit_of(after) == 7  # others have taken the place of the processes that ended
+
+
+def test_not_ready_where_nothing_can_be_decoded(monkeypatch, photo):
+    from starlette.testclient import TestClient
+
+    from mnist_nb import decoding, serving as module
+    class Refused(decoding.Decoder):
+        def __init__(self): raise BlockingIOError(11, "no more processes")
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "Decoder", Refused)
+        client = TestClient(module.create_app(MODEL))
+        client.__enter__()
+        try:
+            found = client.get("/readyz")
+            assert found.status_code == 503 and "no more processes" in found.json()["detail"]
+            asked = client.post("/v1/predict", content=photo, headers={"content-type": "image/jpeg"})
+            assert (asked.status_code, asked.headers["retry-after"]) == (503, "1")
+            patch.undo()  # there is room again
+            asked = client.post("/v1/predict", content=photo, headers={"content-type": "image/jpeg"})
+            assert asked.json()["predictions"][0]["digit"] == 2 and client.get("/readyz").status_code == 200
+        finally: client.__exit__(None, None, None)
+
+
+def test_idle_connections_stay_longer_than_those_of_load_balancers(monkeypatch):
+    from mnist_nb import serving as module
+    seen = []
+    class Idle:
+        def __init__(self, config, guard): seen.append(config)
+        def run(self, sockets): sockets[0].close()
+    monkeypatch.setattr(module, "Server", Idle)
+    monkeypatch.setattr(module, "log_as_json", lambda: None)
+    for limits in (module.Limits(), module.Limits(keep_alive_seconds=5)): module.serve(MODEL, "127.0.0.1", 0, limits)
+    assert [config.timeout_keep_alive for config in seen] == [80, 5]
+
+
+def test_an_idle_connection_is_closed_in_the_end():
+    with serving(MNIST_NB_KEEP_ALIVE_SECONDS="1") as process, socket.create_connection(("127.0.0.1", process.port)) as connection:
+        connection.settimeout(20)
+        for _ in range(2):
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert b"200 OK" in connection.recv(10_000)
+            time.sleep(0.3)
+        assert connection.recv(100) == b""
 
 
 def test_slow_heads_and_bodies_do_not_stay(service):
@@ -424,6 +500,18 @@ def test_cautions_are_spoken(page):
     expect(page.locator("#spoken")).to_have_text(re.compile("unlike any digit"))
 
 
+@pytest.mark.parametrize("served", [True, False])
+def test_several_digits_get_a_warning(page, demo, served):
+    if not served: page.goto(demo)
+    seven = [[[60, 25], [85, 25], [70, 75]], [[63, 50], [82, 50]]]  # with a bar of its own
+    draw(page, seven)
+    expect(page.locator("#warnings")).not_to_contain_text("separate digits")
+    draw(page, [[[30, 25], [30, 75]], *seven])
+    shown(page)
+    expect(page.locator("#warnings")).to_contain_text("2 separate digits: they were read as one")
+    expect(page.locator("#spoken")).to_have_text(re.compile("2 separate digits"))
+
+
 def test_drawing_by_keyboard(page):
     page.focus("#pad")
     keys = ["ArrowLeft"] * 6 + [" "] + ["ArrowRight"] * 10 + ["ArrowDown", "ArrowDown", "ArrowLeft"] * 8 + [" "]
@@ -562,7 +650,8 @@ def test_the_steps_of_the_container(dockerfile, png, tmp_path):
     try:
         assert "serves" in (line := process.stderr.readline()), line
         healthy = [word.replace("8080", str(port)) for word in json.loads(here(last["HEALTHCHECK"].partition("CMD ")[2]))]
-        subprocess.run(healthy, cwd="/", env=variables, check=True, **as_user)
+        proxy = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}  # of the network: not for this
+        subprocess.run(healthy, cwd="/", env={**variables, **proxy}, check=True, **as_user)
         assert digit_of(post(port, png)) == 7
         if root: assert psutil.Process(process.pid).uids().real == user
     finally:
@@ -579,6 +668,19 @@ def test_compose_is_as_closed_as_the_container(dockerfile):
     assert service["ports"] == ["127.0.0.1:8080:8080"] and dict(dockerfile)["EXPOSE"] == "8080"
 
 
+def test_every_limit_is_described_and_can_be_given_to_the_container():
+    from dataclasses import fields
+
+    from mnist_nb.serving import Limits, variable
+    described = dict(re.findall(r"^\| `(MNIST_NB_\w+)` \| (\S+) \|", (ROOT / "docs" / "deploy.md").read_text(), re.MULTILINE))
+    names = {variable(own.name): own.default for own in fields(Limits)}
+    assert set(described) == {*names, "MNIST_NB_TOKEN_FILE"}
+    assert {name: described[name] for name in names} == {name: f"{value:g}" if isinstance(value, float) else str(value) or "none"
+                                                         for name, value in names.items()}
+    service = yaml.safe_load((ROOT / "compose.yml").read_text())["services"]["mnist"]
+    assert set(service["environment"]) == set(names)
+
+
 def test_the_image_has_versions_that_the_package_admits():
     from packaging.requirements import Requirement
     required = re.findall(r"^requirements = (.*?)\n(?!    )", (ROOT / "settings.ini").read_text(), re.MULTILINE | re.DOTALL)[0].split()
@@ -589,10 +691,32 @@ def test_the_image_has_versions_that_the_package_admits():
     assert all(ranges[name].contains(pinned[name]) for name in shared)
 
 
-def test_limits_of_the_environment_are_checked_first():
-    result = subprocess.run([executable("mnist-serve"), "--port", "0"], env={**os.environ, "MNIST_NB_MAX_BODY": "much"},
+@pytest.mark.parametrize("name, value, complaint", [
+    ("MAX_BODY", "much", "MNIST_NB_MAX_BODY=much: give a whole number"), ("MAX_BODI", "1", "did you mean 'MNIST_NB_MAX_BODY'"),
+    ("TOKEN", "", "MNIST_NB_TOKEN is empty"), ("TOKEN_FILE", "/nowhere", "cannot be read"), ("ROOT_PATH", "mnist", "such as /mnist")])
+def test_the_environment_is_checked_first(name, value, complaint):
+    result = subprocess.run([executable("mnist-serve"), "--port", "0"], env={**os.environ, f"MNIST_NB_{name}": value},
                             capture_output=True, text=True)
-    assert result.returncode == 2 and "MNIST_NB_MAX_BODY=much: give a whole number" in result.stderr
+    assert result.returncode == 2 and complaint in result.stderr and "serves" not in result.stderr
+
+
+def test_the_command_wants_a_model_without_torch(tmp_path):
+    (tmp_path / "model.pth").touch()
+    for given, complaint in (("model.pth", "make an .onnx file of it with mnist-optimize"), ("model.onnx", "there is no such file"),
+                             (".", "holds neither model.int8.onnx nor model.onnx")):
+        result = subprocess.run([executable("mnist-serve"), "--model", tmp_path / given], capture_output=True, text=True)
+        assert result.returncode == 2 and complaint in result.stderr and ".pth, .onnx" not in result.stderr
+
+
+def test_behind_a_proxy_that_adds_a_prefix(browser):
+    with serving("--root_path", "/mnist") as process:
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{process.port}/mnist")
+        draw(page, STROKES["7"][0])
+        assert shown(page)["digit"] == "7"
+        page.goto(f"http://127.0.0.1:{process.port}/mnist/docs")
+        expect(page.locator("pre")).to_contain_text(f"http://127.0.0.1:{process.port}/mnist/v1/predict")
+        page.close()
 
 
 def test_not_ready_with_a_model_that_sees_no_seven(tmp_path):
