@@ -18,7 +18,7 @@ import nbformat
 import psutil
 import pytest
 from nbformat.v4 import new_output
-from notebooks import copy_checkout, in_copy, train_scratch
+from notebooks import copy_checkout, in_copy, run_command, train_scratch
 from papermill.engines import Engine, papermill_engines
 from read_only import report_on_read_only_checkout
 
@@ -40,9 +40,8 @@ def executable(name: str) -> str:
 
 
 def command(name: str, *words: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
-    "Runs a console script to its end."
-    return subprocess.run([executable(name), *map(str, words)], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True,
-                          timeout=300)
+    "Runs a command to its end, in a process that has the large libraries already; `executable` names its script, for a bare one."
+    return run_command(name, tuple(map(str, words)), ROOT, cwd, 300, env)
 
 
 def report_words(run: str, reports: Path, **parameters) -> list[str]:
@@ -138,7 +137,7 @@ def leave_out_examples(checkout: Path) -> None:
 
 def command_in(checkout: Path, name: str, *words: str) -> subprocess.CompletedProcess:
     "Runs a console script to its end, with the package of another checkout."
-    return command(name, *words, cwd=checkout, PYTHONPATH=str(checkout), COLUMNS="200")
+    return run_command(name, tuple(map(str, words)), checkout, checkout, 300, {"COLUMNS": "200"})
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The notebooks' own tests, each in a process of its own that has the large libraries already, and in a copy of the checkout.
+"""Notebooks and commands, each in a process of its own that has the large libraries already; the notebooks in a copy of the checkout.
 
 `nbdev_test` runs the same cells, but in the checkout: there a notebook writes to `reports/scratch`. Here nothing is written to it, and
 a notebook is a test among the others, so that all of them share the processor's cores.
@@ -8,9 +8,11 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 
 FRESH = multiprocessing.get_context("forkserver")  # its server imports the libraries once, and is copied for each process
@@ -42,10 +44,20 @@ def in_copy(copy: Path,        # of a checkout
             seconds: float,     # how long it may take
             **env: str,         # variables of its environment
            ) -> int | None:    # its exit code; None: it took too long
-    "Does some work on a copy of the checkout, in a process of its own. Ends whatever that leaves running."
-    search = os.pathsep.join([str(copy), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **env}
-    process = FRESH.Process(target=begin, args=(copy, work, words, log, env))
+    "Does some work on a copy of the checkout, in a process of its own."
+    return forked(work, words, copy, copy, (log, log), seconds, {"PYTHONDONTWRITEBYTECODE": "1", **env})
+
+
+def forked(work: Callable, words: tuple[str, ...],
+           checkout: Path,           # whose modules are imported
+           folder: Path,             # to work in
+           output: tuple[Path, Path],  # for stdout and stderr
+           seconds: float, env: dict[str, str],
+          ) -> int | None:           # exit code; None: it took too long
+    "Does some work in a process of its own. Ends whatever that leaves running."
+    search = os.pathsep.join([str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1", **env}
+    process = FRESH.Process(target=begin, args=(work, words, folder, output, env))
     process.start()
     process.join(seconds)
     late = process.is_alive()
@@ -55,19 +67,39 @@ def in_copy(copy: Path,        # of a checkout
     return None if late else process.exitcode
 
 
-def begin(copy: Path, work: Callable, words: tuple[str, ...], log: Path, env: dict[str, str]) -> None:
+def begin(work: Callable, words: tuple[str, ...], folder: Path, output: tuple[Path, Path], env: dict[str, str]) -> None:
     "What the process does first."
     os.setsid()
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2): os.dup2(file, stream)
-    sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
+    for stream, path in enumerate(output, 1): os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    sys.stdout = sys.__stdout__ = open(1, "w", buffering=1, closefd=False)
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, closefd=False)
     os.environ.clear()
     os.environ.update(env)
-    os.chdir(copy)
+    os.chdir(folder)
     tempfile.tempdir = None  # the server had another one, perhaps
-    sys.dont_write_bytecode = True
-    sys.path[:] = [str(copy), *(path for path in sys.path if path not in ("", str(copy)))]
+    sys.dont_write_bytecode = "PYTHONDONTWRITEBYTECODE" in env
+    first = env["PYTHONPATH"].split(os.pathsep)
+    sys.path[:] = [*first, *(path for path in sys.path if path and path not in first)]
     sys.exit(work(*words))
+
+
+def run_command(name: str,     # of a console script
+                words: tuple[str, ...], checkout: Path, folder: Path, seconds: float, env: dict[str, str],
+               ) -> subprocess.CompletedProcess:
+    "Runs a command to its end, in a process of its own."
+    with tempfile.TemporaryDirectory() as place:
+        output = Path(place) / "stdout", Path(place) / "stderr"
+        code = forked(start_command, (name, *words), checkout, folder, output, seconds, env)
+        printed = [path.read_text() for path in output]
+    if code is None: raise subprocess.TimeoutExpired([name, *words], seconds, *printed)
+    return subprocess.CompletedProcess([name, *words], code, *printed)
+
+
+def start_command(name: str, *words: str) -> int | None:
+    "What the console script does."
+    script, = entry_points(group="console_scripts", name=name)
+    sys.argv = [str(Path(sys.executable).parent / name), *words]
+    return script.load()()
 
 
 def run_notebook(name: str,  # of a notebook of the copy, without .ipynb
