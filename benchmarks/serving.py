@@ -1,4 +1,7 @@
-"""How much the service answers, how fast, and in how much memory: posts from a second process on the same machine."""
+"""How much the service answers, how fast, and in how much memory: posts from a second process on the same machine.
+
+With --attack: how fast it answers 32 clients while 20 others post pictures that take long to decode, again and again.
+"""
 
 import argparse
 import asyncio
@@ -10,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +27,7 @@ from mnist_nb.runs import available_cores
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "reports" / "reference" / "model.int8.onnx"
 CONNECTIONS = 32
+ATTACKERS = 20
 ALONE = """from mnist_nb import serving
 async def single(self, picture): return (await self.several([picture]))[0]
 serving.Worker.single = single"""  # each picture a task of its own, instead of gathered
@@ -106,6 +111,49 @@ async def measure(process: subprocess.Popen, requests: list[bytes], seconds: flo
     return {**result, "megabytes_second_third": second, "megabytes_last_third": last}
 
 
+def progressive(scans: int) -> bytes:
+    "A grey JPEG file of 5000 × 5000 pixels, whose last scan is repeated: each costs as much as the first, and some bytes."
+    Image.new("L", (5000, 5000), 255).save(file := io.BytesIO(), "jpeg", progressive=True)
+    content = file.getvalue()
+    last = content.rindex(b"\xff\xda")
+    return content[:last] + content[last:-2] * (scans - content.count(b"\xff\xda") + 1) + content[-2:]
+
+
+async def attack(port: int, picture: bytes, requests: list[bytes], seconds: float) -> dict:
+    "A load beside clients that post one picture again and again; what those get, and what `/readyz` says each second."
+    request = (f"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nConnection: close\r\n"
+               f"Content-Length: {len(picture)}\r\n\r\n").encode() + picture
+    statuses, ready = Counter(), Counter()
+    async def again_and_again(asked, counted, pause):
+        while True:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try: counted[str(await ask(reader, writer, asked))] += 1
+            finally: writer.close()
+            await asyncio.sleep(pause)
+    others = [asyncio.create_task(again_and_again(request, statuses, 0)) for _ in range(ATTACKERS)]
+    others.append(asyncio.create_task(again_and_again(b"GET /readyz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", ready, 1)))
+    result = summary(*await load(port, requests, seconds), seconds)
+    for task in others: task.cancel()
+    for task in await asyncio.gather(*others, return_exceptions=True):
+        if not isinstance(task, asyncio.CancelledError): raise task  # an attacker that has failed would make the others' life easier
+    return {**result, "bytes": len(picture), "statuses": dict(statuses), "ready": dict(ready)}
+
+
+def attacks(requests: list[bytes], seconds: float) -> dict[str, dict]:
+    "Attacks by a file that is refused before it is decoded, and by one that is not."
+    found = {}
+    with service() as process:
+        asyncio.run(load(process.port, requests, 3))
+        found["nobody"] = summary(*asyncio.run(load(process.port, requests, seconds)), seconds)
+        for name, scans in (("refused before decoding", 100), ("decoded until the limit", 30)):
+            found[name] = asyncio.run(attack(process.port, progressive(scans), requests, seconds))
+    for name, one in found.items():
+        print(f"{name}: {one['per_second']:,.0f} requests a second, {one['failed']} of {one['requests']:,} failed, 99% within "
+              f"{one['p99_ms']:.0f} ms, the longest {one['longest_ms']:.0f} ms"
+              + (f"; {one['bytes'] / 1000:.0f} kB, attackers' statuses {one['statuses']}, /readyz {one['ready']}" if "bytes" in one else ""))
+    return found
+
+
 def sentences(result: dict) -> str:
     "What the README says."
     digits, alone, photos, ready = result["digits"], result["digits_not_gathered"], result["photos"], result["seconds_to_ready"]
@@ -122,9 +170,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", default="serving.json")
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--attack", action="store_true", help="measure attacks, and nothing else")
     options = parser.parse_args()
     digits = load_test_digits(200).images
     posts = [as_request(as_png(image)) for image in digits]
+    if options.attack:
+        found = {"connections": CONNECTIONS, "attackers": ATTACKERS, "seconds": options.seconds, **attacks(posts, options.seconds)}
+        Path(options.output).write_text(json.dumps(found, indent=1) + "\n")
+        return
     generator = np.random.default_rng(0)
     photos = [as_request(photo_of(image, generator)) for image in digits[:50]]
     result = {"connections": CONNECTIONS, "seconds": options.seconds, "cores": available_cores()}
