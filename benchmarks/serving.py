@@ -148,9 +148,9 @@ def attacks(requests: list[bytes], seconds: float) -> dict[str, dict]:
         for name, scans in (("refused before decoding", 100), ("decoded until the limit", 30)):
             found[name] = asyncio.run(attack(process.port, progressive(scans), requests, seconds))
     for name, one in found.items():
-        print(f"{name}: {one['per_second']:,.0f} requests a second, {one['failed']} of {one['requests']:,} failed, 99% within "
+        print(f"{name}: {one['per_second']:,.0f} requests a second, {one['failed']} of {one['requests']:,} failed, 99% in "
               f"{one['p99_ms']:.0f} ms, the longest {one['longest_ms']:.0f} ms"
-              + (f"; {one['bytes'] / 1000:.0f} kB, attackers' statuses {one['statuses']}, /readyz {one['ready']}" if "bytes" in one else ""))
+              + (f"; {one['bytes'] / 1000:.0f} kB, statuses {one['statuses']}, /readyz {one['ready']}" if "bytes" in one else ""))
     return found
 
 
