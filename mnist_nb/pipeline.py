@@ -435,7 +435,8 @@ ENDS_A_STAGE = (PapermillExecutionError, DeadKernelError, CellTimeoutError, Stag
 
 def describe_error(error: BaseException) -> str:
     "What ended a stage, in a line."
-    if isinstance(error, PapermillExecutionError): return f"{error.ename}: {error.evalue}".strip()
+    if isinstance(error, PapermillExecutionError):
+        return error.evalue if error.ename == InputError.__name__ else f"{error.ename}: {error.evalue}".strip()  # a sentence
     if isinstance(error, DeadKernelError): return "the kernel died: it was killed, or ran out of memory"
     if isinstance(error, CellTimeoutError): return "a cell took longer than the time limit"
     if isinstance(error, KeyboardInterrupt): return "interrupted"

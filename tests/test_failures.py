@@ -232,6 +232,7 @@ def test_a_finished_run_is_deleted_only_when_that_is_asked_for(toy):
     before = {path: path.read_bytes() for path in toy.run.iterdir() if path.is_file()}
     with pytest.raises(InputError, match="'toy' is finished.*--resume.*--replace.*another name"): toy.start()
     assert {path: path.read_bytes() for path in toy.run.iterdir() if path.is_file()} == before
+    with pytest.raises(InputError, match="give one of them"): toy.start(replace=True, resume=True)
     toy.write("02_training", "raise ValueError('not today')")
     assert toy.start(replace=True)["status"] == "failed"
     toy.write("02_training", GOOD)
