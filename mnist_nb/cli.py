@@ -76,6 +76,11 @@ def plain_errors(parser: argparse.ArgumentParser,
     previous = {number: signal.signal(number, interrupt) for number in numbers}
     try: yield
     except InputError as error: parser.exit(code, f"{parser.prog}: error: {error}\n" if first_process() else None)
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name in ("", "mnist_nb", *sys.stdlib_module_names): raise
+        parser.exit(2, f"{parser.prog}: error: {name} is not installed here; predicting alone does without it, this command does not. "
+                       "In the checkout: pip install . (without --no-deps).\n")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at its end
         parser.exit(128 + signal.SIGPIPE)

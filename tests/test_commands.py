@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import termios
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -190,6 +191,35 @@ def test_one_flipped_byte_is_refused(tmp_path):
     damaged.write_bytes(whole)
     result = command("mnist-extract", "--output_dir", tmp_path / "out", MNIST_NB_DATA=str(tmp_path))
     assert result.returncode == 2 and f"{damaged} is damaged" in result.stderr
+
+
+ONLY_PREDICTING = """import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1].split(","): raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+from mnist_nb import cli
+sys.exit(getattr(cli, sys.argv[2])(sys.argv[3:]))"""
+MORE = ("torch torchvision scipy pandas sklearn matplotlib seaborn cleanlab tqdm jupyter_client nbclient nbconvert nbformat papermill "
+        "jinja2 markupsafe pygments fastcore onnx onnxscript distributed optuna rich psutil yaml fastapi starlette uvicorn h11 "
+        "prometheus_client").split()
+
+
+@pytest.mark.parametrize("name, words", [
+    ("train", []), ("extract", []), ("optimize", ["--model", MODEL]), ("compare", ["reference", "reference"]),
+    ("report", ["--reports", "new"]), ("grid", ["--param", "seed=0:2"]), ("serve", ["--port", "0"])])
+def test_where_predicting_alone_is_installed_other_commands_say_what_they_lack(name, words, tmp_path):
+    words = [sys.executable, "-c", ONLY_PREDICTING, ",".join(MORE), name, *words]
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert re.search(r"error: \w+ is (not installed here|missing here)", result.stderr) and "pip install" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_predicting_needs_no_more(tmp_path):
+    Image.fromarray(load_digits("test").images[0]).save(tmp_path / "seven.png")
+    words = [sys.executable, "-c", ONLY_PREDICTING, ",".join(MORE), "predict", str(tmp_path / "seven.png"), "--model", MODEL]
+    assert "seven.png: 7" in subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
 SCRIPTS = sorted(script.name for script in entry_points(group="console_scripts") if script.value.startswith("mnist_nb."))
