@@ -28,7 +28,7 @@ report: .venv/installed  ## train on MNIST and write the report to reports/impro
 test: .venv/installed  ## run the tests: lint, notebooks, pytest
 	@$(MAKE) --no-print-directory lint
 	@echo "== the tests, the notebooks' own among them"
-	$(BIN)/python -m pytest tests -m "not slow" --numprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest tests -m "not slow" --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
 slow: .venv/installed  ## run the tests that take long: several processes, killed workers, ten thousand requests
 	$(BIN)/python -m pytest tests -m slow --numprocesses 2 --dist loadgroup --no-loadscope-reorder

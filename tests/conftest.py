@@ -170,8 +170,8 @@ def small_run(shared) -> Path:
 
 
 def make_small_run(reports: Path) -> None:
-    "Makes the run, or takes a copy of the one that was made below $MNIST_NB_SMALL_RUN before."
-    if ready := os.environ.get("MNIST_NB_SMALL_RUN"): return shutil.copytree(ready, reports, dirs_exist_ok=True)
+    "Makes the run, or takes a copy of the one that was made below $TESTS_SMALL_RUN before."
+    if ready := os.environ.get("TESTS_SMALL_RUN"): return shutil.copytree(ready, reports, dirs_exist_ok=True)
     reports.mkdir()
     result, listings = report_on_read_only_checkout(report_words("small", reports), reports / "read_only", leave_out_examples)
     assert result.returncode == 0, result.stdout + result.stderr

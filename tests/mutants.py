@@ -165,7 +165,7 @@ class Workshop:
         if self.scratch.exists(): shutil.copytree(self.scratch, copy / "reports" / "scratch")
         with tempfile.TemporaryDirectory(dir=self.folder) as own:
             log, env = Path(own) / "log", {"TMPDIR": own}
-            if step.ready_run and (self.folder / "runs" / "small").exists(): env["MNIST_NB_SMALL_RUN"] = str(self.folder / "runs")
+            if step.ready_run and (self.folder / "runs" / "small").exists(): env["TESTS_SMALL_RUN"] = str(self.folder / "runs")
             start = time.perf_counter()
             code = in_copy(copy, *step.work, log=log, seconds=seconds, **env)
             return code, time.perf_counter() - start, log.read_text(errors="replace")[-3000:]

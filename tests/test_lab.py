@@ -55,27 +55,42 @@ def lab(tmp_path_factory):
     server.wait(timeout=20)
 
 
+@pytest.fixture(scope="module")
+def jupyterlab(browser, lab):
+    "JupyterLab in a tab of the browser: it takes seconds to load."
+    page = browser.new_page(viewport={"width": 1300, "height": 2400})
+    page.goto(f"{lab[1]}?reset")
+    page.wait_for_function("() => window.jupyterapp?.commands.hasCommand('docmanager:open')", timeout=60_000)
+    yield page
+    page.close()
+
+
 @pytest.fixture
-def notebook(browser, lab):
+def notebook(jupyterlab, lab):
     """Opens a notebook: `notebook(name, cells)` with cells of its own, or `notebook(name)` for one of the project, whose words may be
     replaced, such as the folder that it writes to."""
-    folder, address = lab
-    troubles, page = [], browser.new_page(viewport={"width": 1300, "height": 2400})
-    page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.on("request", lambda request: request.url.startswith(("http://127.0.0.1", "blob:", "data:")) or troubles.append(request.url))
-    page.on("console", lambda line: "widget" in line.text.lower() and line.type == "error" and troubles.append(line.text))
+    (folder, _), page, troubles = lab, jupyterlab, []
+    heard = {"pageerror": lambda error: troubles.append(str(error)),
+             "request": lambda request: request.url.startswith(("http://127.0.0.1", "blob:", "data:")) or troubles.append(request.url),
+             "console": lambda line: "widget" in line.text.lower() and line.type == "error" and troubles.append(line.text)}
+    for event, hear in heard.items(): page.on(event, hear)
     def open_notebook(name, *cells, **words):
         path = folder / "nbs" / f"{name}.ipynb"
         metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
         if cells: nbformat.write(new_notebook(cells=list(map(new_code_cell, cells)), metadata=metadata), path)
         else: path.write_text(replaced((ROOT / "nbs" / path.name).read_text(), words))
-        page.goto(f"{address}/tree/nbs/{name}.ipynb?reset")
-        page.wait_for_function(f"() => {KERNEL}?.status === 'idle'", timeout=60_000)
+        page.evaluate("path => { window.jupyterapp.commands.execute('docmanager:open', { path }); }", f"nbs/{name}.ipynb")
+        page.wait_for_function(f"""() => window.jupyterapp.shell.currentWidget?.context?.path === "nbs/{name}.ipynb"
+          && {KERNEL}?.status === 'idle'""", timeout=60_000)
         run_all(page)
         return page
     yield open_notebook
-    page.evaluate("window.jupyterapp.shell.currentWidget?.sessionContext.shutdown()")
-    page.close()
+    page.evaluate("""async () => {
+      const widget = window.jupyterapp.shell.currentWidget;
+      await widget?.sessionContext?.shutdown();
+      widget?.dispose();  // without asking whether to save
+    }""")
+    for event, hear in heard.items(): page.remove_listener(event, hear)
     assert not troubles
 
 

@@ -89,7 +89,7 @@ def test_lessons_stay_in_the_notebook(small_run):
 
 
 def test_pages_put_results_first_and_hold_everything(small_run):
-    made_at = os.environ.get("MNIST_NB_SMALL_RUN", small_run.parent)
+    made_at = os.environ.get("TESTS_SMALL_RUN", small_run.parent)
     for stage in STAGES:
         page = (small_run / f"{stage}.html").read_text()
         assert page.count("<h1 ") == 1 and "fingerprint" not in page[:page.index('<details class="parts">')]
