@@ -528,6 +528,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                    'mnist_nb.pipeline.sort_stages': ('pipeline.html#sort_stages', 'mnist_nb/pipeline.py'),
                                    'mnist_nb.pipeline.stage_notebook': ('pipeline.html#stage_notebook', 'mnist_nb/pipeline.py'),
                                    'mnist_nb.pipeline.stage_parameters': ('pipeline.html#stage_parameters', 'mnist_nb/pipeline.py'),
+                                   'mnist_nb.pipeline.syntax_tree': ('pipeline.html#syntax_tree', 'mnist_nb/pipeline.py'),
                                    'mnist_nb.pipeline.threads_of': ('pipeline.html#threads_of', 'mnist_nb/pipeline.py'),
                                    'mnist_nb.pipeline.try_lock': ('pipeline.html#try_lock', 'mnist_nb/pipeline.py'),
                                    'mnist_nb.pipeline.write_index': ('pipeline.html#write_index', 'mnist_nb/pipeline.py'),

@@ -7,19 +7,21 @@ __all__ = ['STAGES', 'FULL_RUN', 'OWN_KERNEL', 'AUTO', 'PACKAGE', 'STATIC', 'TEM
            'WITHOUT_LOCKS', 'Stage', 'notebook_path', 'read_notebook', 'stage_notebook', 'Parameter',
            'declared_parameters', 'coerce', 'check_parameters', 'check_ranges', 'check_run_name', 'OwnKernelManager',
            'kernel_options', 'check_kernel', 'environment_variables', 'ask_kernel', 'kernel_facts', 'auto_changes',
-           'imported_names', 'module_files', 'file_hashes', 'fingerprint', 'reading_order', 'clean_cell', 'render',
-           'write_pages', 'code_colours', 'page_title', 'headline_facts', 'shorten', 'StageError', 'describe_error',
-           'try_lock', 'open_lock', 'read_holder', 'is_alive', 'lock_by_name', 'run_lock', 'is_running', 'run_status',
-           'accuracy_curve', 'curve_drawing', 'filter_choices', 'list_grids', 'is_figure', 'index_row', 'list_runs',
-           'write_index', 'Terminal', 'run_stage', 'mark_failed', 'is_unchanged', 'forget_stage', 'threads_of',
-           'plan_run', 'check_replaceable', 'check_comparison', 'stage_parameters', 'resume_command', 'closing_words',
-           'sort_stages', 'run_stages', 'empty_folder', 'last_record', 'finish_run', 'execute_run', 'run_pipeline']
+           'syntax_tree', 'imported_names', 'module_files', 'file_hashes', 'fingerprint', 'reading_order', 'clean_cell',
+           'render', 'write_pages', 'code_colours', 'page_title', 'headline_facts', 'shorten', 'StageError',
+           'describe_error', 'try_lock', 'open_lock', 'read_holder', 'is_alive', 'lock_by_name', 'run_lock',
+           'is_running', 'run_status', 'accuracy_curve', 'curve_drawing', 'filter_choices', 'list_grids', 'is_figure',
+           'index_row', 'list_runs', 'write_index', 'Terminal', 'run_stage', 'mark_failed', 'is_unchanged',
+           'forget_stage', 'threads_of', 'plan_run', 'check_replaceable', 'check_comparison', 'stage_parameters',
+           'resume_command', 'closing_words', 'sort_stages', 'run_stages', 'empty_folder', 'last_record', 'finish_run',
+           'execute_run', 'run_pipeline']
 
 # %% ../nbs/08_pipeline.ipynb #8f4f8d13
 import ast
 import csv
 import errno
 import fcntl
+import gc
 import hashlib
 import json
 import os
@@ -254,12 +256,21 @@ def auto_changes(run: dict[str, Any],  # as in run.json, with the device and the
 PACKAGE = Path(sys.modules["mnist_nb"].__file__).parent
 
 
+def syntax_tree(source: str) -> ast.Module:  # of Python
+    "Parses a piece of code. Python 3.11 raises SystemError where garbage is collected meanwhile."
+    collects = gc.isenabled()
+    gc.disable()
+    try: return ast.parse(source)
+    finally:
+        if collects: gc.enable()
+
+
 def imported_names(source: str,   # Python
                    package: str,   # that it is part of, for relative imports: "mnist_nb"
                   ) -> set[str]:  # dotted, of modules of this package, and of names that may be modules
     "What a piece of code imports of `mnist_nb`."
     names: set[str] = set()
-    try: tree = ast.parse(re.sub(r"^(\s*)[%!?].*$", r"\1pass", source, flags=re.MULTILINE))  # Jupyter's commands are no Python
+    try: tree = syntax_tree(re.sub(r"^(\s*)[%!?].*$", r"\1pass", source, flags=re.MULTILINE))  # Jupyter's commands are no Python
     except SyntaxError: return names  # running it will say so
     for node in ast.walk(tree):
         if isinstance(node, ast.Import): names |= {alias.name for alias in node.names}

@@ -16,8 +16,8 @@ from mnist_nb.data import AUGMENTATIONS, Augmentation, load_test_digits
 from mnist_nb.recipes import Settings
 from mnist_nb.runs import InputError
 from mnist_nb.training import HISTORY, StepEnd, StopTraining
-from mnist_nb.widgets import (AT_ONCE, AugmentationPlayground, DigitPad, ErrorBrowser, Later, RunPicker, TrainingMonitor, bars, keep_sample,
-                              render_strokes)
+from mnist_nb.widgets import (AT_ONCE, AugmentationPlayground, DigitPad, ErrorBrowser, Later, RunPicker, TrainingMonitor, bars,
+                              count_digits, keep_sample, render_strokes)
 
 STROKES = json.loads((ROOT / "tests" / "strokes.json").read_text())
 
@@ -99,6 +99,25 @@ def test_an_answer_names_its_question_even_if_a_model_fails(models):
     pad.models["broken"] = None
     pad.question = {"number": 7, "strokes": []}
     assert pad.answers["to"] == 7 and "<p>" in pad.answers["html"]
+
+
+ONE, SEVEN, BAR = [[30, 25], [30, 75]], [[60, 25], [85, 25], [70, 75]], [[63, 50], [82, 50]]
+
+
+def test_several_digits_on_the_pad_get_a_warning(models):
+    assert "separate" not in DigitPad(models, strokes=[SEVEN, BAR]).answers["html"]  # the bar is a stroke of its own
+    pad = DigitPad(models, strokes=[ONE, SEVEN, BAR])
+    assert "2 separate digits: they were read as one" in pad.answers["html"]
+    pad.question = {"number": 1, "strokes": [[[x / 100, y / 100] for x, y in SEVEN]]}
+    assert "separate" not in pad.answers["html"]
+
+
+def test_strokes_are_several_digits_where_they_lie_apart():
+    assert count_digits([]) == 0 and count_digits([[]]) == 0
+    assert count_digits([ONE, SEVEN, BAR], pen=8) == 2 and count_digits([ONE, SEVEN], pen=40) == 1  # so wide a pen closes the gap
+    assert count_digits([ONE, [[50, 40], [50, 60]]], pen=8) == 1  # a speck, or the rest of a digit: less than half as high
+    assert count_digits([ONE, [[80, 25], [80, 75]], [[30, 50], [80, 50]]], pen=8) == 1  # an H: the last stroke joins the others
+    assert count_digits([[[10, 10], [30, 30]], [[10, 60], [30, 90]], [[70, 20], [90, 60]]], pen=2) == 3
 
 
 def test_without_a_drawing_nothing_is_asked_and_nothing_kept(models, tmp_path):
