@@ -136,6 +136,14 @@ def test_a_built_package_holds_templates_and_scripts(tmp_path):
         assert built == {path.name for path in (ROOT / "mnist_nb" / folder).iterdir()}
 
 
+def test_links_of_the_reference_pages_lead_to_files_of_a_clone():
+    folder = ROOT / "reports" / "reference"
+    names = subprocess.run(["git", "ls-files", "."], cwd=folder, capture_output=True, text=True, check=True).stdout.split()
+    for stage in STAGES:
+        links = re.findall(r'<a [^>]*href="([^"#:]+)[#"]', (folder / f"{stage}.html").read_text())
+        assert len(set(links) & {f"{other}.html" for other in STAGES}) >= 4 and set(links) <= set(names)
+
+
 def test_reference_run_is_a_whole_one():
     folder = ROOT / "reports" / "reference"
     run = json.loads((folder / "run.json").read_text())
