@@ -305,7 +305,8 @@ def test_the_tour_runs_and_is_saved_clean(notebook, lab, tmp_path):
     expect(page.locator(".error-browser .detail")).to_contain_text("Ink in red pixels speaks for", timeout=180_000)
     expect(page.locator(".drawing table").last).to_be_visible(timeout=60_000)  # of the last widget
     assert page.evaluate(ERRORS) == [] and value_of(page, "monitor.state") == "'done'"
-    assert page.get_by_text("of the test images are right").count() == 1 and page.locator("table.dataframe tbody tr").count() == 3
+    expect(page.locator(".jp-OutputArea-output").get_by_text("of the test images are right")).to_have_count(1)
+    expect(page.locator("table.dataframe tbody tr")).to_have_count(3)
     assert page.locator(".digit-pad canvas.pad").count() == 1 and page.locator(".error-browser").count() == 1
     assert Path(value_of(page, "__import__('sys').prefix").strip("'")) == Path(sys.prefix)  # the kernel is the environment's
     page.evaluate("window.jupyterapp.shell.currentWidget.content.model.cells.get(0).sharedModel.setSource('# Changed\\n\\n> now')")
