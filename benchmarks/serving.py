@@ -166,6 +166,15 @@ def sentences(result: dict) -> str:
             f"Killed and started again, it was ready after {ready:.1f} s.")
 
 
+def attack_sentences(found: dict) -> str:
+    "What the README says of attacks."
+    nobody, refused, decoded = found["nobody"], found["refused before decoding"], found["decoded until the limit"]
+    def said(one): return f"{one['per_second']:,.0f} requests a second, {one['failed']} failed, 99% within {one['p99_ms']:.0f} ms"
+    return (f"While {found['attackers']} others post a JPEG file of 5000×5000 pixels and {refused['bytes'] / 1000:.0f} kB again and again, "
+            f"in which the last scan is repeated a hundred times, the same {found['connections']} connections get {said(refused)}; "
+            f"where the file has as few scans as are decoded, {said(decoded)}; without the others, {said(nobody)}.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", default="serving.json")

@@ -113,13 +113,13 @@ def test_readme_shows_the_figures_that_were_measured():
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try: import accuracy, grid, inference, lab, page, serving, speed  # noqa: E401
     finally: sys.path.pop(0)
-    names = "accuracy", "grid", "inference", "lab", "page", "serving", "speed"
+    names = "accuracy", "attack", "grid", "inference", "lab", "page", "serving", "speed"
     measured = {name: json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in names}
     readme = (ROOT / "README.md").read_text()
     assert accuracy.table(measured["accuracy"]) in readme and speed.table(measured["speed"]) in readme
     assert inference.table(measured["inference"]) in readme
     said = [page.sentence(measured["page"]), inference.sentences(measured["inference"]), serving.sentences(measured["serving"]),
-            lab.sentence(measured["lab"]), grid.sentences(measured["grid"])]
+            lab.sentence(measured["lab"]), grid.sentences(measured["grid"]), serving.attack_sentences(measured["attack"])]
     assert all(words in " ".join(readme.split()) for words in said)
     assert all(map(accuracy.is_current, measured["accuracy"])), "a recipe has changed since: run benchmarks/accuracy.py again"
     rows = [(result["recipe"], result["settings"]["arch"], result["settings"]["seed"]) for result in measured["accuracy"]]
