@@ -118,6 +118,8 @@ def test_readme_shows_the_figures_that_were_measured():
     readme = (ROOT / "README.md").read_text()
     assert accuracy.table(measured["accuracy"]) in readme and speed.table(measured["speed"]) in readme
     assert inference.table(measured["inference"]) in readme
+    other = json.loads((ROOT / "benchmarks" / "speed_avx2.json").read_text())
+    assert speed.processors({"AVX-512 BF16": measured["speed"], "AVX2": other}) in readme
     said = [page.sentence(measured["page"]), inference.sentences(measured["inference"]), serving.sentences(measured["serving"]),
             lab.sentence(measured["lab"]), grid.sentences(measured["grid"]), serving.attack_sentences(measured["attack"])]
     assert all(words in " ".join(readme.split()) for words in said)
