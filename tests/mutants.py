@@ -141,6 +141,7 @@ def remember(measured: dict[str, float]) -> None:  # seconds by test
 class Workshop:
     "Copies of the checkout in a temporary folder, and what the tests need there."
     def __init__(self, folder: Path, jobs: int):
+        folder.chmod(0o755)  # a test of the container works as another user
         self.folder, self.copies, self.steps = folder, queue.Queue(), {}
         for number in range(jobs): self.copies.put(copy_checkout(ROOT, folder / f"copy-{number}"))
         self.scratch = folder / "scratch"
@@ -164,6 +165,7 @@ class Workshop:
         shutil.rmtree(copy / "reports" / "scratch", ignore_errors=True)
         if self.scratch.exists(): shutil.copytree(self.scratch, copy / "reports" / "scratch")
         with tempfile.TemporaryDirectory(dir=self.folder) as own:
+            Path(own).chmod(0o755)
             log, env = Path(own) / "log", {"TMPDIR": own}
             if step.ready_run and (self.folder / "runs" / "small").exists(): env["TESTS_SMALL_RUN"] = str(self.folder / "runs")
             start = time.perf_counter()
